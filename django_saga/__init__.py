@@ -1,0 +1,56 @@
+"""Sagas for Django: business transactions over several services, that compensate and recover."""
+
+from __future__ import annotations
+
+from django_saga.context import SagaContext
+from django_saga.exceptions import (
+    Abort,
+    CircuitOpen,
+    InsideTransaction,
+    InvalidContext,
+    InvalidDefinition,
+    InvalidSettings,
+    LeaseLost,
+    RetryLater,
+    SagaAlreadyRunning,
+    SagaError,
+    SagaFailed,
+    SagaNotFound,
+    SagaStuck,
+    StorageUnavailable,
+    UnknownSaga,
+)
+from django_saga.machine import Retry
+from django_saga.recovery import arecover_saga, recover_saga
+from django_saga.saga import Saga, SagaTransaction
+from django_saga.steps import Fallback, SagaStepHandler, SagaStepResult, current_step
+
+__all__ = [
+    "Abort",
+    "CircuitOpen",
+    "Fallback",
+    "InsideTransaction",
+    "InvalidContext",
+    "InvalidDefinition",
+    "InvalidSettings",
+    "LeaseLost",
+    "Retry",
+    "RetryLater",
+    "Saga",
+    "SagaAlreadyRunning",
+    "SagaContext",
+    "SagaError",
+    "SagaFailed",
+    "SagaNotFound",
+    "SagaStepHandler",
+    "SagaStepResult",
+    "SagaStuck",
+    "SagaTransaction",
+    "StorageUnavailable",
+    "UnknownSaga",
+    "arecover_saga",
+    "current_step",
+    "recover_saga",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,123 @@
+"""One attempt: call the handler, find out what came of it, checkpoint that."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+
+from django_saga import machine
+from django_saga.checkpoints import checkpoint_of, look_again, save, saved_as
+from django_saga.conf import conf
+from django_saga.errors import describe, report_of
+from django_saga.exceptions import InvalidContext, LeaseLost, StorageUnavailable
+from django_saga.flow import Call, CallInside, Flow, HandlerRaised, Resolve, Run
+from django_saga.keeper import keeper
+from django_saga.machine import Action, Outcome, Report, Status, Transition
+from django_saga.steps import CurrentStep, SagaStepResult, StepType
+from django_saga.storage.base import Saved
+
+
+def attempt(run: Run) -> Flow[SagaStepResult | None]:
+    """Call the handler once, and checkpoint what it came to."""
+    state, began = run.state, time.monotonic()
+    if began - run.renewed_at > run.lease:
+        raise LeaseLost(f"Saga execution {run.id}: its lease ran out before step {state.step}.")
+    step = run.definition.steps[state.step]
+    rules = run.definition.rules[state.step]
+    info = _info(run, step, began)
+    keeper.watch(run, info.deadline)
+    response: Any = None
+    try:
+        handler = yield Resolve(run.saga.container, step)
+        call = _call(run, handler, info)
+        if rules.atomic:
+            response = yield from _attempt_inside(run, call, began)
+        else:
+            response = yield call
+            yield from save(run, _settle_done(run), began)
+    except HandlerRaised as raised:
+        yield from save(run, _settle_failed(run, raised.error), began)
+    finally:
+        keeper.forget(run)
+    done = state.action is Action.ACT and run.last is not None and run.last.outcome is Outcome.DONE
+    return SagaStepResult(step, response, run.id) if done and run.error is None else None
+
+
+def _attempt_inside(run: Run, call: Call, began: float) -> Flow[Any]:
+    """Call an atomic step's handler; its writes and its checkpoint commit together."""
+    made: list[Transition] = []
+
+    def checkpoint() -> tuple[Transition, Saved]:
+        made.append(_settle_done(run))
+        return made[0], run.storage.checkpoint(checkpoint_of(run, made[0], began), inside=True)
+
+    try:
+        transaction = partial(run.storage.atomic, run.lease)
+        response, (transition, saved) = yield CallInside(call, transaction, checkpoint)
+    except StorageUnavailable as error:
+        saved = yield from look_again(run, error, made[0] if made else None)
+        if saved is None:  # rolled back, the handler's writes included
+            rules = run.definition.rules[run.state.step]
+            yield from save(run, machine.interrupt(run.state, rules, conf.MAX_RECOVERIES))
+            return None
+        response, transition = None, made[0]
+    yield from saved_as(run, transition, saved)
+    return response
+
+
+def _call(run: Run, handler: Any, info: CurrentStep) -> Call:
+    step = run.definition.steps[run.state.step]
+    fallback = run.definition.fallbacks.get(run.state.step)
+    if info.action is Action.COMPENSATE:
+        return Call(run, handler.compensate, info, step.timeout, None)
+    breaker = fallback.circuit_breaker if fallback else None
+    return Call(run, handler.act, info, step.timeout, breaker)
+
+
+def _info(run: Run, step: StepType, began: float) -> CurrentStep:
+    state = run.state
+    act: Outcome | None = None
+    if state.action is Action.COMPENSATE:
+        act = next(effect.act for effect in state.effects if effect.step == state.step)
+    deadline = None if step.timeout is None else began + step.timeout
+    return CurrentStep(run.id, state.step, state.action, state.attempt, act, deadline)
+
+
+def _settle_done(run: Run) -> Transition:
+    """The act or compensation is done; its effect stands even if its context cannot be stored."""
+    error = None
+    try:
+        context = run.definition.codec.encode(run.context, limit=conf.CONTEXT_LIMIT)
+    except InvalidContext as invalid:
+        error = InvalidContext(f"Saga {run.saga.name} {run.id}, step {run.state.step}: {invalid}")
+        context = _salvage(run)
+    report = Report(outcome=Outcome.DONE, context=context, error=describe(error) if error else None)
+    return _settle(run, report, error)
+
+
+def _settle_failed(run: Run, error: Exception) -> Transition:
+    step = run.definition.steps[run.state.step]
+    fallback = run.definition.fallbacks.get(run.state.step)
+    try:
+        context = run.definition.codec.encode(run.context, limit=conf.CONTEXT_LIMIT)
+    except InvalidContext:
+        context = _salvage(run)
+    return _settle(run, report_of(error, step, fallback, context), error)
+
+
+def _settle(run: Run, report: Report, error: Exception | None) -> Transition:
+    transition = machine.settle(run.state, report, run.definition.rules[run.state.step])
+    if transition.state.context is not report.context:  # a Fallback begins where its step began
+        run.definition.codec.restore(run.context, transition.state.context)
+    if run.state.status is Status.RUNNING and transition.state.status in _TURNED:
+        run.error = error
+    return transition
+
+
+_TURNED = frozenset({Status.COMPENSATING, Status.FAILED, Status.STUCK})
+
+
+def _salvage(run: Run) -> str:
+    codec = run.definition.codec
+    return codec.salvage(run.context, run.state.context, limit=conf.CONTEXT_LIMIT)

@@ -1,0 +1,83 @@
+"""Where executions are driven that their caller does not drive."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from django.utils.module_loading import import_string
+
+from django_saga.conf import conf
+from django_saga.exceptions import InvalidSettings
+
+if TYPE_CHECKING:
+    from django_saga.saga import Saga
+
+logger = logging.getLogger("django_saga.backends")
+
+NAMES = {
+    "inprocess": "django_saga.backends.InProcessBackend",
+    "rq": "django_saga.rq.RQBackend",
+}
+
+
+class Backend(ABC):
+    """Has executions driven; a hint that may get lost, since recovery finds what is due."""
+
+    queues: bool = True
+    """Whether others drive what is handed over; recovery then hands over too."""
+
+    def grace(self, delay: float) -> float | None:
+        """Seconds for which recovery leaves an execution alone that is handed over with a delay."""
+        return delay + conf.LEASE
+
+    def hand_over(self, saga: Saga[Any], saga_id: UUID, delay: float) -> None:
+        """Have it driven in ``delay`` seconds; what goes wrong is logged, recovery makes up for it."""
+        try:
+            self.send(saga, saga_id, delay)
+        except Exception as error:
+            logger.warning(
+                "Saga %s %s could not be handed over, recovery will find it: %s",
+                saga.name,
+                saga_id,
+                error,
+                extra={"saga": saga.name, "execution": str(saga_id)},
+            )
+
+    @abstractmethod
+    def send(self, saga: Saga[Any], saga_id: UUID, delay: float) -> None:
+        """Tell whoever drives; may raise."""
+
+
+class InProcessBackend(Backend):
+    """Drives at once, where it was called; what has to wait is left to ``recover_sagas``."""
+
+    queues = False
+
+    def grace(self, delay: float) -> float | None:
+        return None
+
+    def send(self, saga: Saga[Any], saga_id: UUID, delay: float) -> None:
+        from django_saga.recovery import recover_saga
+
+        if delay <= 0:
+            recover_saga(saga_id, storage=saga.storage)
+
+
+@lru_cache(maxsize=8)
+def _backend(name: str) -> Backend:
+    try:
+        backend = import_string(NAMES.get(name, name))()
+    except ImportError as error:
+        raise InvalidSettings(f"DJANGO_SAGA['BACKEND'] {name!r} cannot be used: {error}") from error
+    if not isinstance(backend, Backend):
+        raise InvalidSettings(f"DJANGO_SAGA['BACKEND'] {name!r} is no django_saga backend.")
+    return backend
+
+
+def get_backend() -> Backend:
+    """The backend of the settings."""
+    return _backend(conf.BACKEND)

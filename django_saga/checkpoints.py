@@ -1,0 +1,94 @@
+"""Making a transition durable, whatever the connection does meanwhile."""
+
+from __future__ import annotations
+
+import random
+import time
+from functools import partial
+
+from django_saga.announcing import announce
+from django_saga.conf import conf
+from django_saga.exceptions import LeaseLost, SagaAlreadyRunning, StorageUnavailable
+from django_saga.flow import Flow, Pause, Run, driver_name
+from django_saga.machine import State, Transition
+from django_saga.storage.base import Checkpoint, Saved
+
+
+def save(run: Run, transition: Transition, began: float | None = None) -> Flow[None]:
+    """Make a transition durable, whatever the connection does meanwhile; then announce it."""
+    saved: Saved | None = None
+    while saved is None:
+        checkpoint = checkpoint_of(run, transition, began)
+        try:
+            saved = yield run.do(run.storage.checkpoint, checkpoint)
+        except StorageUnavailable as error:
+            saved = yield from look_again(run, error, transition)
+    yield from saved_as(run, transition, saved)
+
+
+def checkpoint_of(run: Run, transition: Transition, began: float | None) -> Checkpoint:
+    after, delay = transition.state, transition.delay
+    keep = after.active and delay <= conf.INLINE_WAIT
+    grace = None
+    if not keep and after.active:
+        grace = run.saga.backend.grace(delay)
+    elif after.recoveries > 1:
+        grace = spacing(run, after)
+    return Checkpoint(
+        id=run.id,
+        token=run.claim.token,
+        before=run.state,
+        after=after,
+        record=transition.record,
+        duration=None if began is None else time.monotonic() - began,
+        lease=run.lease + delay if keep else None,
+        wake=delay or None,
+        grace=grace,
+    )
+
+
+def spacing(run: Run, state: State) -> float | None:
+    """Seconds between takeovers: what keeps losing its driver is taken over ever more rarely."""
+    return run.lease * 2 ** min(state.recoveries - 1, 10) if state.recoveries else None
+
+
+def saved_as(run: Run, transition: Transition, saved: Saved) -> Flow[None]:
+    run.renewed_at = time.monotonic()
+    run.wakes_at = run.renewed_at + transition.delay
+    run.state, run.at, run.last = transition.state, saved.at, transition.record
+    run.leased = transition.state.active and transition.delay <= conf.INLINE_WAIT
+    yield from announce(run, transition.events, saved)
+    if transition.state.active and not run.leased:
+        backend = run.saga.backend
+        yield run.do(backend.hand_over, run.saga, run.id, transition.delay)
+
+
+def look_again(run: Run, error: Exception, transition: Transition | None) -> Flow[Saved | None]:
+    """After a lost connection: is the transition stored? None: no, and the lease is ours again.
+
+    The statement may still be about to commit. Acquiring takes the lock of the row, so it waits for
+    that; and it raises the token, so that what came too late matches no row any more.
+    """
+    deadline, pause = time.monotonic() + conf.INLINE_WAIT, 0.05
+    acquire = partial(run.storage.acquire, run.id, driver=driver_name(), lease=run.lease)
+    while True:
+        try:
+            claim = yield run.do(acquire, token=run.claim.token)
+            break
+        except StorageUnavailable:
+            if time.monotonic() > deadline:
+                raise error from None
+            yield Pause(pause * random.uniform(0.5, 1.0))
+            pause = min(pause * 2, 1.0)
+        except SagaAlreadyRunning as taken:
+            raise LeaseLost(str(taken)) from error
+    run.claim.token = claim.token
+    if transition is not None and _place(claim.state) == _place(transition.state):
+        return Saved(claim.at)
+    if _place(claim.state) != _place(run.state):
+        raise LeaseLost(f"Saga execution {run.id} was changed by another driver.") from error
+    return None
+
+
+def _place(state: State) -> tuple[object, ...]:
+    return state.status, state.step, state.action, state.attempt, state.in_flight, state.effects

@@ -1,0 +1,126 @@
+"""System checks: what would only show later, with an id and a hint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from django.apps import AppConfig
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.db import connections, router
+
+from django_saga import registry
+from django_saga.backends import get_backend
+from django_saga.conf import DEFAULTS, conf
+from django_saga.exceptions import SagaError
+from django_saga.storage.sql import DIALECTS
+
+
+@register("django_saga")
+def check_settings(
+    app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """E001 unknown key, E002 unusable value, E003 no usable backend, W001 USE_TZ."""
+    found: list[CheckMessage] = []
+    given = getattr(settings, "DJANGO_SAGA", None) or {}
+    if not isinstance(given, dict):
+        return [Error("DJANGO_SAGA must be a dict.", id="django_saga.E001")]
+    for key in sorted(set(given) - set(DEFAULTS)):
+        hint = f"Known keys: {', '.join(DEFAULTS)}."
+        found.append(
+            Error(f"DJANGO_SAGA has an unknown key {key!r}.", hint=hint, id="django_saga.E001")
+        )
+    try:
+        _ = conf.LEASE
+    except SagaError as error:
+        return [*found, Error(str(error), id="django_saga.E002")]
+    try:
+        get_backend()
+    except SagaError as error:
+        hint = "Install the extra: pip install 'django-saga[rq]'." if _lacks_rq() else None
+        found.append(Error(str(error), hint=hint, id="django_saga.E003"))
+    if not settings.USE_TZ:
+        hint = "Set USE_TZ = True; leases and waits are stored in UTC."
+        found.append(Warning("USE_TZ is off.", hint=hint, id="django_saga.W001"))
+    return found
+
+
+def _lacks_rq() -> bool:
+    return conf.BACKEND == "rq" and find_spec("django_rq") is None
+
+
+@register("django_saga")
+def check_sagas(
+    app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """E004 a name taken twice, E005 a context that cannot be stored, W002 several databases."""
+    found: list[CheckMessage] = []
+    names: dict[str, Any] = {}
+    for saga in registry.all_sagas():
+        first = names.setdefault(saga.name, saga)
+        if first is not saga:
+            found.append(
+                Error(
+                    f"The saga name {saga.name!r} is taken by {first.__module__}.{first.__qualname__}"
+                    f" and by {saga.__module__}.{saga.__qualname__}.",
+                    hint="Give one of them a name of its own.",
+                    obj=saga,
+                    id="django_saga.E004",
+                )
+            )
+        try:
+            _ = saga.definition.codec
+        except SagaError as error:
+            hint = "Use types that msgspec carries through JSON."
+            found.append(Error(str(error), hint=hint, obj=saga, id="django_saga.E005"))
+    return found
+
+
+@register("django_saga")
+def check_sqlite(
+    app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """W003 SQLite whose transactions begin as DEFERRED."""
+    connection = _connection()
+    options = connection.settings_dict.get("OPTIONS") or {}
+    mode = str(options.get("transaction_mode") or "").upper()
+    if connection.vendor != "sqlite" or mode in ("IMMEDIATE", "EXCLUSIVE"):
+        return []
+    return [
+        Warning(
+            f"The SQLite database {connection.alias!r} begins transactions as DEFERRED; with "
+            "several processes that ends in 'database is locked'.",
+            hint="Set OPTIONS = {'transaction_mode': 'IMMEDIATE'} for it.",
+            id="django_saga.W003",
+        )
+    ]
+
+
+@register(Tags.database)
+def check_database(databases: Sequence[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
+    """E006 a database that is not supported; asks the server, so only where databases are checked."""
+    connection = _connection()
+    if connection.alias not in (databases or ()) or _is_supported(connection):
+        return []
+    return [
+        Error(
+            f"django-saga does not run on the database {connection.alias!r} "
+            f"({connection.display_name}).",
+            hint="Use PostgreSQL, SQLite or MariaDB for the alias that holds SagaExecution.",
+            id="django_saga.E006",
+        )
+    ]
+
+
+def _is_supported(connection: Any) -> bool:
+    if connection.vendor == "mysql":
+        return bool(connection.mysql_is_mariadb)
+    return connection.vendor in DIALECTS
+
+
+def _connection() -> Any:
+    from django_saga.models import SagaExecution
+
+    return connections[router.db_for_write(SagaExecution)]

@@ -1,0 +1,76 @@
+"""The settings: one dict, ``DJANGO_SAGA``, every key optional, read when it is needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings as django_settings
+from django.core.signals import setting_changed
+
+from django_saga.exceptions import InvalidSettings
+
+DEFAULTS: dict[str, Any] = {
+    "BACKEND": "inprocess",  # "inprocess", "rq", or the dotted path of a backend class
+    "QUEUE": "default",  # the django-rq queue that saga jobs go to
+    "LEASE": 60.0,  # seconds that a driver may be silent before another takes over
+    "INLINE_WAIT": 5.0,  # seconds that a driver sleeps through rather than hand over
+    "MAX_RECOVERIES": 5,  # takeovers without progress before an execution is STUCK
+    "CONTAINER": None,  # dotted path of an object with resolve(type), sync or async
+    "CONTEXT_LIMIT": 1_000_000,  # bytes of stored context
+    "ERROR_LIMIT": 2_000,  # characters of a stored error message
+    "TRACEBACK_LIMIT": 20_000,  # characters of a stored traceback
+}
+
+_RANGES = {
+    "LEASE": (0.1, 86_400),
+    "INLINE_WAIT": (0, 86_400),
+    "MAX_RECOVERIES": (0, 1_000_000),
+    "CONTEXT_LIMIT": (100, 1_000_000_000),
+    "ERROR_LIMIT": (100, 1_000_000),
+    "TRACEBACK_LIMIT": (0, 10_000_000),
+}
+
+
+class Settings:
+    """``DJANGO_SAGA`` over its defaults, as attributes; built again when the setting changes."""
+
+    BACKEND: str
+    QUEUE: str
+    LEASE: float
+    INLINE_WAIT: float
+    MAX_RECOVERIES: int
+    CONTAINER: Any
+    CONTEXT_LIMIT: int
+    ERROR_LIMIT: int
+    TRACEBACK_LIMIT: int
+
+    def __getattr__(self, key: str) -> Any:
+        # Reached only until the values are in place.
+        if key not in DEFAULTS:
+            raise AttributeError(key)
+        given = getattr(django_settings, "DJANGO_SAGA", None) or {}
+        for name, (low, high) in _RANGES.items():
+            value = given.get(name, DEFAULTS[name])
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise InvalidSettings(f"DJANGO_SAGA[{name!r}] must be a number, not {value!r}.")
+            if not low <= value <= high:
+                raise InvalidSettings(
+                    f"DJANGO_SAGA[{name!r}] must be from {low:g} to {high:g}, not {value!r}."
+                )
+        self.__dict__.update({**DEFAULTS, **given})
+        return self.__dict__[key]
+
+    def reload(self) -> None:
+        """Forget the values; the next access reads the setting again."""
+        self.__dict__.clear()
+
+
+conf = Settings()
+
+
+def _reload(*, setting: str, **_: object) -> None:
+    if setting == "DJANGO_SAGA":
+        conf.reload()
+
+
+setting_changed.connect(_reload, dispatch_uid="django_saga.conf")

@@ -1,0 +1,293 @@
+"""Two thin drivers: they do what a flow asks for, one blocking, one awaiting. No rule lives here."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import time
+from collections.abc import Awaitable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from asgiref.sync import async_to_sync, sync_to_async
+
+from django_saga import signals
+from django_saga.exceptions import (
+    CircuitOpen,
+    InvalidDefinition,
+    LeaseLost,
+    SagaError,
+    StorageUnavailable,
+)
+from django_saga.flow import Announce, Call, CallInside, Do, Flow, HandlerRaised, Pause, Resolve
+from django_saga.steps import CircuitBreaker, _current
+from django_saga.timeouts import time_limit
+
+logger = logging.getLogger("django_saga.drivers")
+
+T = TypeVar("T")
+
+
+def drive(flow: Flow[T]) -> T:
+    """Do all that the flow asks for, in this thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        pass
+    else:
+        flow.close()
+        raise SagaError(
+            "A saga was driven synchronously inside a running event loop; "
+            "await arun(), or use async with and async for."
+        )
+    answer: Any = None
+    error: BaseException | None = None
+    while True:
+        try:
+            ask = flow.send(answer) if error is None else flow.throw(error)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+        answer = error = None
+        try:
+            answer = _do(ask)
+        except BaseException as raised:
+            error = raised
+
+
+def _do(ask: Any) -> Any:
+    match ask:
+        case Do():
+            return ask.function()
+        case Resolve():
+            return _resolve(ask)
+        case Call():
+            return _call(ask)
+        case CallInside():
+            return _call_inside(ask)
+        case Pause():
+            return time.sleep(ask.seconds)
+        case Announce():
+            signal = getattr(signals, ask.name)
+            _log_faults(ask, signal.send_robust(type(ask.run.saga), **_payload(ask)))
+
+
+def _resolve(ask: Resolve) -> Any:
+    try:
+        if ask.container is None:
+            return ask.step()
+        handler = ask.container.resolve(ask.step)
+        return async_to_sync(_awaited)(handler) if inspect.isawaitable(handler) else handler
+    except Exception as error:
+        raise HandlerRaised(error) from error
+
+
+def _call(ask: Call) -> Any:
+    if not inspect.iscoroutinefunction(ask.method):
+        return call_handler(ask)
+    try:
+        return async_to_sync(call_async_handler)(ask)
+    except HandlerRaised:
+        raise
+    except BaseException:
+        # Interrupted here, the coroutine goes on in its own thread.
+        ask.run.abandoned = True
+        raise
+
+
+def _call_inside(ask: CallInside) -> Any:
+    try:
+        with ask.transaction():
+            response = call_handler(ask.call)
+            return response, ask.checkpoint()
+    except (HandlerRaised, StorageUnavailable, LeaseLost):
+        raise
+    except Exception as error:
+        # The database refused what the handler had written, at the latest at the commit.
+        raise HandlerRaised(error) from error
+
+
+def call_handler(ask: Call) -> Any:
+    """Call a sync handler, in whatever thread this is."""
+    current = _current.set(ask.info)
+    try:
+        with _guarded(ask.breaker), time_limit(ask.timeout):
+            response = ask.method(ask.run.context)
+        if inspect.isawaitable(response):
+            _close(response)
+            raise InvalidDefinition(
+                f"{ask.info.action} of step {ask.info.step} returned an awaitable; "
+                "declare it with async def."
+            )
+    except Exception as error:
+        raise HandlerRaised(error) from error
+    finally:
+        _current.reset(current)
+    remaining = ask.info.remaining
+    if remaining == 0:
+        logger.warning(
+            "Saga %s: %s of step %s took longer than its timeout of %s s, and is done",
+            ask.info.saga_id,
+            ask.info.action,
+            ask.info.step,
+            ask.timeout,
+        )
+    return response
+
+
+async def call_async_handler(ask: Call) -> Any:
+    """Call an async handler, in whatever loop this is."""
+    current = _current.set(ask.info)
+    try:
+        with _guarded(ask.breaker):
+            async with asyncio.timeout(ask.timeout):
+                return await ask.method(ask.run.context)
+    except Exception as error:
+        raise HandlerRaised(error) from error
+    finally:
+        _current.reset(current)
+
+
+@contextmanager
+def _guarded(breaker: CircuitBreaker | None) -> Iterator[None]:
+    """Let a circuit breaker see the call; the handler's own error stays what the saga sees."""
+    if breaker is None:
+        yield
+        return
+    entered, raised = False, None
+    try:
+        with breaker.calling():
+            entered = True
+            try:
+                yield
+            except Exception as error:
+                raised = error
+                raise
+    except Exception as error:
+        if raised is not None:
+            raise raised from None
+        if entered:
+            raise
+        raise CircuitOpen(f"the circuit breaker is open: {error}") from error
+
+
+class AsyncDriver:
+    """Does what a flow asks for in the running loop, and never abandons what cannot be stopped."""
+
+    def __init__(self) -> None:
+        self._pause: asyncio.Future[None] | None = None
+        self._run: Any = None
+
+    async def drive(self, flow: Flow[T], run: Any = None) -> T:
+        """Do all that the flow asks for.
+
+        Cancelled, it lets the step in flight finish and be checkpointed, has the flow release the
+        lease and hand the execution over, and only then raises CancelledError.
+        """
+        self._run = run
+        task = asyncio.ensure_future(self._drive(flow))
+        cancelled: asyncio.CancelledError | None = None
+        while not task.done():
+            try:
+                await asyncio.wait((task,))
+            except asyncio.CancelledError as error:
+                cancelled = error
+                self._stop()
+        if cancelled is not None:
+            if not task.cancelled():
+                task.exception()  # seen; the caller has gone
+            raise cancelled
+        return task.result()
+
+    def _stop(self) -> None:
+        if self._run is not None:
+            self._run.stopping = True
+        if self._pause is not None:
+            self._pause.cancel()
+
+    async def _drive(self, flow: Flow[T]) -> T:
+        answer: Any = None
+        error: BaseException | None = None
+        while True:
+            try:
+                ask = flow.send(answer) if error is None else flow.throw(error)
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]
+            answer = error = None
+            try:
+                answer = await self._do(ask)
+            except BaseException as raised:
+                error = raised
+
+    async def _do(self, ask: Any) -> Any:
+        match ask:
+            case Do(blocking=False):
+                return ask.function()
+            case Do():
+                return await self._finished(sync_to_async(ask.function)())
+            case Resolve():
+                return await _aresolve(ask)
+            case Call():
+                self._run = ask.run
+                if inspect.iscoroutinefunction(ask.method):
+                    return await call_async_handler(ask)
+                return await self._finished(sync_to_async(call_handler)(ask))
+            case CallInside():
+                self._run = ask.call.run
+                return await self._finished(sync_to_async(_call_inside)(ask))
+            case Pause():
+                await self._sleep(ask.seconds)
+            case Announce():
+                signal = getattr(signals, ask.name)
+                payload = _payload(ask)
+                _log_faults(ask, await signal.asend_robust(type(ask.run.saga), **payload))
+        return None
+
+    async def _finished(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for a thread's work however often this task is cancelled: it goes on anyway."""
+        task = asyncio.ensure_future(work)
+        while not task.done():
+            try:
+                await asyncio.wait((task,))
+            except asyncio.CancelledError:
+                self._stop()
+        return task.result()
+
+    async def _sleep(self, seconds: float) -> None:
+        self._pause = asyncio.ensure_future(asyncio.sleep(seconds))
+        try:
+            await asyncio.wait((self._pause,))
+        finally:
+            self._pause = None
+
+
+async def _aresolve(ask: Resolve) -> Any:
+    try:
+        if ask.container is None:
+            return ask.step()
+        handler = ask.container.resolve(ask.step)
+        return await handler if inspect.isawaitable(handler) else handler
+    except Exception as error:
+        raise HandlerRaised(error) from error
+
+
+async def _awaited(awaitable: Awaitable[T]) -> T:
+    return await awaitable
+
+
+def _close(awaitable: Any) -> None:
+    if inspect.iscoroutine(awaitable):
+        awaitable.close()  # or Python warns that it was never awaited
+
+
+def _payload(ask: Announce) -> dict[str, Any]:
+    payload = {"execution": ask.run.execution}
+    if ask.record is not None:
+        payload["record"] = ask.record
+    return payload
+
+
+def _log_faults(ask: Announce, answers: list[tuple[Any, Any]]) -> None:
+    for receiver, answer in answers:
+        if isinstance(answer, Exception):
+            logger.error("A receiver of %s failed: %r", ask.name, receiver, exc_info=answer)

@@ -1,0 +1,44 @@
+"""What an exception from a handler means, and the form in which it is stored."""
+
+from __future__ import annotations
+
+import traceback
+
+from django_saga.conf import conf
+from django_saga.exceptions import Abort, CircuitOpen, InvalidDefinition, RetryLater
+from django_saga.machine import Error, Outcome, Report
+from django_saga.steps import Fallback, StepType
+
+
+def report_of(error: Exception, step: StepType, fallback: Fallback | None, context: str) -> Report:
+    """The report of an attempt that ended with this exception."""
+    return Report(
+        outcome=Outcome.UNKNOWN if isinstance(error, step.uncertain) else Outcome.FAILED,
+        context=context,
+        error=describe(error),
+        retry_after=error.seconds if isinstance(error, RetryLater) else None,
+        abort=isinstance(error, (Abort, InvalidDefinition)),
+        falls_back=fallback is not None
+        and (
+            not fallback.failure_exceptions
+            or isinstance(error, (*fallback.failure_exceptions, CircuitOpen))
+        ),
+    )
+
+
+def describe(error: BaseException) -> Error:
+    """An exception as it is stored: no locals, no more than the limits in the settings."""
+    lines = traceback.format_exception(error)
+    return Error(
+        type=type(error).__qualname__,
+        message=_storable(str(error), conf.ERROR_LIMIT),
+        traceback=_storable("".join(lines), conf.TRACEBACK_LIMIT, keep_end=True),
+    )
+
+
+def _storable(text: str, limit: int, *, keep_end: bool = False) -> str:
+    """Text that every database takes: no NUL, no lone surrogates, not too long."""
+    text = text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
+    if len(text) <= limit:
+        return text
+    return f"…{text[len(text) - limit + 1 :]}" if keep_end else f"{text[: limit - 1]}…"

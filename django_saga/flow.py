@@ -1,0 +1,133 @@
+"""What a flow is, what it asks of its driver, and the run that it carries along.
+
+A flow is a generator. It yields what is to be done (:class:`Do`, :class:`Call`, ...), and is sent what
+came of it or thrown what was raised; :mod:`django_saga.drivers` does it, blocking or awaiting. So the
+way of a saga is written once, for both kinds.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Generator
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from uuid import UUID
+
+from django_saga.conf import conf
+from django_saga.machine import Record, Transition
+from django_saga.steps import CircuitBreaker, CurrentStep, StepType
+from django_saga.storage.base import Claim, Saved
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from django_saga.models import SagaExecution, SagaStepRecord
+    from django_saga.saga import Saga
+
+T = TypeVar("T")
+
+
+class Do(NamedTuple):
+    """Call a function of the storage; it may block."""
+
+    function: Callable[[], Any]
+    blocking: bool
+
+
+class Resolve(NamedTuple):
+    """Have the container make a handler."""
+
+    container: Any
+    step: StepType
+
+
+class Call(NamedTuple):
+    """Call a handler; the answer is its response, its error comes as :class:`HandlerRaised`."""
+
+    run: Run
+    method: Callable[[Any], Any]
+    info: CurrentStep
+    timeout: float | None
+    breaker: CircuitBreaker | None
+
+
+class CallInside(NamedTuple):
+    """Call a sync handler in the transaction that ``checkpoint`` then completes.
+
+    The answer is the response and what ``checkpoint`` returned.
+    """
+
+    call: Call
+    transaction: Callable[[], AbstractContextManager[None]]
+    checkpoint: Callable[[], tuple[Transition, Saved]]
+
+
+class Pause(NamedTuple):
+    """Wait for some seconds."""
+
+    seconds: float
+
+
+class Announce(NamedTuple):
+    """Send a signal."""
+
+    name: str
+    run: Run
+    record: SagaStepRecord | None
+
+
+Ask = Do | Resolve | Call | CallInside | Pause | Announce
+Flow = Generator[Ask, Any, T]
+
+
+class HandlerRaised(Exception):
+    """Tells a handler's own exception from those of this package."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+class Run:
+    """One execution while this process drives it."""
+
+    def __init__(self, saga: Saga[Any], claim: Claim, context: Any) -> None:
+        self.saga = saga
+        self.definition = saga.definition
+        self.storage = saga.storage
+        self.claim = claim
+        self.id = claim.id
+        self.state = claim.state
+        self.at = claim.at
+        self.context = context
+        self.lease = conf.LEASE
+        self.leased = claim.state.active
+        self.renewed_at = time.monotonic()  # when the lease began to count
+        self.wakes_at = self.renewed_at + claim.wait
+        self.last: Record | None = None  # of the latest checkpoint
+        self.error: Exception | None = None  # the handler's own, that turned the saga back
+        self.stopping = False  # asked to stop at the next checkpoint
+        self.abandoned = False  # a handler may still be running where nobody waits for it
+
+    @property
+    def execution(self) -> SagaExecution:
+        """The model instance as it stands after the latest checkpoint."""
+        return self.storage.execution(self.claim, self.state, self.at, self.leased)
+
+    @property
+    def key(self) -> tuple[UUID, int]:
+        """The lease, as the storage knows it."""
+        return self.id, self.claim.token
+
+    def do(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Do:
+        """A call of this run's storage."""
+        return Do(partial(function, *args, **kwargs), self.storage.blocking)
+
+
+def driver_name() -> str:
+    """Host and process, as operators see who drives an execution."""
+    return f"{_HOST}:{os.getpid()}"
+
+
+_HOST = socket.gethostname()[:200]

@@ -1,0 +1,207 @@
+"""The rows: one per execution, one per finished attempt. Only the storage and operations write them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, ClassVar
+
+import msgspec
+from django.db import models
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
+
+from django_saga import machine
+from django_saga.machine import Action, Effect, Error, Plan, State
+
+
+class SagaExecution(models.Model):
+    """One run of a saga. Columns that never change come first: PostgreSQL logs only what follows."""
+
+    class Status(models.TextChoices):
+        """See :class:`django_saga.machine.Status`."""
+
+        PENDING = "PENDING", pgettext_lazy("saga status", "pending")
+        RUNNING = "RUNNING", pgettext_lazy("saga status", "running")
+        COMPENSATING = "COMPENSATING", pgettext_lazy("saga status", "compensating")
+        COMPLETED = "COMPLETED", pgettext_lazy("saga status", "completed")
+        FAILED = "FAILED", pgettext_lazy("saga status", "failed")
+        STUCK = "STUCK", pgettext_lazy("saga status", "stuck")
+
+    id = models.UUIDField(_("id"), primary_key=True, editable=False)
+    saga = models.CharField(_("saga"), max_length=255)
+    plan = models.JSONField(_("plan"), help_text=_("The step names, frozen at the start."))
+    initial_context = models.TextField(_("initial context"))
+    retry_of = models.ForeignKey(
+        "self",
+        verbose_name=_("retry of"),
+        null=True,
+        blank=True,
+        on_delete=models.SET_NULL,
+        related_name="retries",
+    )
+    created_at = models.DateTimeField(_("created at"))
+
+    status = models.CharField(_("status"), max_length=12, choices=Status.choices)
+    step = models.CharField(_("step"), max_length=100, blank=True)
+    action = models.CharField(_("action"), max_length=10)
+    attempt = models.PositiveIntegerField(_("attempt"))
+    failures = models.PositiveIntegerField(_("failures"))
+    in_flight = models.BooleanField(_("in flight"))
+    effects = models.JSONField(_("effects"))
+    recoveries = models.PositiveIntegerField(_("recoveries"))
+    fallback_context = models.TextField(_("fallback context"), null=True)
+    failed_step = models.CharField(_("failed step"), max_length=100, blank=True)
+    error_type = models.CharField(_("error type"), max_length=255, blank=True)
+    error_message = models.TextField(_("error message"), blank=True)
+    stuck_reason = models.TextField(_("stuck reason"), blank=True)
+    context = models.TextField(_("context"))
+
+    token = models.BigIntegerField(_("fencing token"))
+    driver = models.CharField(_("driver"), max_length=255, blank=True)
+    lease_until = models.DateTimeField(_("lease until"), null=True)
+    wake_at = models.DateTimeField(_("wakes at"), null=True)
+    grace_until = models.DateTimeField(_("left alone until"), null=True)
+    updated_at = models.DateTimeField(_("updated at"))
+    finished_at = models.DateTimeField(_("finished at"), null=True)
+
+    class Meta:
+        verbose_name = _("saga execution")
+        verbose_name_plural = _("saga executions")
+        default_permissions = ("view",)
+        permissions: ClassVar = [
+            ("retry_sagaexecution", _("Can retry saga executions")),
+            ("recover_sagaexecution", _("Can recover saga executions")),
+        ]
+        # No index holds a column that a checkpoint changes: such updates stay heap-only.
+        indexes: ClassVar = [
+            models.Index(fields=["-created_at"], name="saga_newest"),
+            models.Index(
+                fields=["created_at"],
+                name="saga_active",
+                condition=models.Q(status__in=["PENDING", "RUNNING", "COMPENSATING"]),
+            ),
+            models.Index(
+                fields=["status", "-created_at"],
+                name="saga_attention",
+                condition=models.Q(status__in=["FAILED", "STUCK"]),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.saga} {self.id}"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether it ended, COMPLETED or FAILED; a STUCK one waits for an operator."""
+        return self.status in (self.Status.COMPLETED, self.Status.FAILED)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it goes on by itself."""
+        return self.status in machine.ACTIVE
+
+    @property
+    def state(self) -> State:
+        """What the machine decides on."""
+        failed = self.error_type or self.error_message
+        return State(
+            status=machine.Status(self.status),
+            plan=msgspec.convert(self.plan, Plan),
+            context=self.context,
+            step=self.step,
+            action=Action(self.action),
+            attempt=self.attempt,
+            failures=self.failures,
+            in_flight=bool(self.in_flight),
+            effects=msgspec.convert(self.effects, tuple[Effect, ...]),
+            recoveries=self.recoveries,
+            fallback_context=self.fallback_context,
+            failed_step=self.failed_step,
+            error=Error(self.error_type, self.error_message) if failed else None,
+            stuck_reason=self.stuck_reason,
+        )
+
+    def assign(self, columns: Mapping[str, Any]) -> None:
+        """Take over column values as :func:`columns_of` gives them."""
+        for name, value in columns.items():
+            setattr(self, name, value)
+        self.effects = msgspec.to_builtins(self.effects)
+
+    @property
+    def duration(self) -> timedelta:
+        """From its creation to its end, or to its latest change."""
+        return (self.finished_at or self.updated_at) - self.created_at
+
+
+def columns_of(state: State) -> dict[str, Any]:
+    """The columns that a checkpoint writes, from the state that it stores."""
+    error = state.error
+    return {
+        "status": state.status.value,
+        "step": state.step,
+        "action": state.action.value,
+        "attempt": state.attempt,
+        "failures": state.failures,
+        "in_flight": state.in_flight,
+        "effects": state.effects,
+        "recoveries": state.recoveries,
+        "fallback_context": state.fallback_context,
+        "failed_step": state.failed_step,
+        "error_type": error.type[:255] if error else "",
+        "error_message": error.message if error else "",
+        "stuck_reason": state.stuck_reason,
+        "context": state.context,
+    }
+
+
+def new_id() -> uuid.UUID:
+    """An id for a new execution; in order of time where Python can (3.14), which indexes like."""
+    return getattr(uuid, "uuid7", uuid.uuid4)()  # type: ignore[no-any-return]
+
+
+class SagaStepRecord(models.Model):
+    """One finished attempt of one action of one step; rows are only ever added."""
+
+    class Action(models.TextChoices):
+        """See :class:`django_saga.machine.Action`."""
+
+        ACT = "act", pgettext_lazy("saga action", "act")
+        COMPENSATE = "compensate", pgettext_lazy("saga action", "compensate")
+
+    class Outcome(models.TextChoices):
+        """See :class:`django_saga.machine.Outcome`."""
+
+        DONE = "DONE", pgettext_lazy("saga outcome", "done")
+        FAILED = "FAILED", pgettext_lazy("saga outcome", "failed")
+        UNKNOWN = "UNKNOWN", pgettext_lazy("saga outcome", "unknown")
+        INTERRUPTED = "INTERRUPTED", pgettext_lazy("saga outcome", "interrupted")
+
+    id = models.BigAutoField(_("id"), primary_key=True)
+    execution = models.ForeignKey(
+        SagaExecution,
+        verbose_name=_("execution"),
+        on_delete=models.CASCADE,
+        related_name="records",
+    )
+    step = models.CharField(_("step"), max_length=100)
+    action = models.CharField(_("action"), max_length=10, choices=Action.choices)
+    attempt = models.PositiveIntegerField(_("attempt"))
+    outcome = models.CharField(_("outcome"), max_length=11, choices=Outcome.choices)
+    error_type = models.CharField(_("error type"), max_length=255, blank=True)
+    error_message = models.TextField(_("error message"), blank=True)
+    traceback = models.TextField(_("traceback"), blank=True)
+    duration = models.FloatField(_("duration"), null=True, help_text=_("Seconds."))
+    token = models.BigIntegerField(_("fencing token"))
+    driver = models.CharField(_("driver"), max_length=255, blank=True)
+    created_at = models.DateTimeField(_("recorded at"))
+
+    class Meta:
+        verbose_name = _("saga step record")
+        verbose_name_plural = _("saga step records")
+        default_permissions = ("view",)
+        ordering: ClassVar = ["id"]
+
+    def __str__(self) -> str:
+        return f"{self.step}.{self.action} #{self.attempt} {self.outcome}"

@@ -1,0 +1,303 @@
+"""Sagas: what a user declares, and the ways to run it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get_origin
+from uuid import UUID
+
+from asgiref.sync import sync_to_async
+from django.utils.module_loading import import_string
+
+from django_saga import engine, machine, registry
+from django_saga.backends import Backend, get_backend
+from django_saga.conf import conf
+from django_saga.context import ContextT
+from django_saga.definition import Definition, define
+from django_saga.drivers import AsyncDriver, drive
+from django_saga.exceptions import InvalidDefinition, InvalidSettings, SagaAlreadyRunning, SagaError
+from django_saga.flow import Flow, Run
+from django_saga.steps import Fallback, SagaStepResult, StepType
+
+if TYPE_CHECKING:
+    from django_saga.models import SagaExecution
+    from django_saga.storage import SagaStorage
+
+
+class _DefaultName:
+    """App label and class name, asked for only once the apps are known."""
+
+    def __get__(self, instance: object, owner: type[Saga[Any]]) -> str:
+        return registry.default_name(owner)
+
+
+class Saga(Generic[ContextT]):
+    """A business transaction over several services, as a list of steps.
+
+    Declare a class, ``class OrderSaga(Saga[OrderContext])`` with ``steps``, in an app's ``sagas.py``; or
+    make one ad hoc, ``Saga(steps=[...])``, which only the code that made it can resume.
+    """
+
+    name: ClassVar[str] = _DefaultName()  # type: ignore[assignment]
+    """What rows call this saga; default: app label and class name. Keep it when the class moves."""
+
+    steps: ClassVar[Sequence[StepType | Fallback]] = ()
+    """The steps, in order."""
+
+    retired_steps: ClassVar[Sequence[StepType]] = ()
+    """Steps that are no longer in ``steps``, but still in plans of executions that have not ended."""
+
+    storage: SagaStorage
+    """Where executions are kept; default: the project's database."""
+
+    definition: Definition
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in cls.__dict__:
+            cls.name = _DefaultName()  # type: ignore[assignment]
+        if "steps" not in cls.__dict__:
+            return
+        owner = f"Saga {cls.__qualname__}"
+        declared = cls.__dict__["name"]
+        if not isinstance(declared, (_DefaultName, str)) or not declared:
+            raise InvalidDefinition(f"{owner}: its name must be a text, not {declared!r}.")
+        if isinstance(declared, str) and len(declared) > 255:
+            raise InvalidDefinition(f"{owner}: its name has more than 255 characters.")
+        cls.definition = define(owner, cls.steps, cls.retired_steps, _context_of(cls))
+        registry.register(cls)
+
+    def __init__(
+        self,
+        *,
+        steps: Sequence[StepType | Fallback] | None = None,
+        container: Any = None,
+        storage: SagaStorage | None = None,
+        name: str | None = None,
+    ) -> None:
+        if name is not None:
+            self.name = name  # type: ignore[misc]
+        if steps is not None:
+            self.steps = steps  # type: ignore[misc]
+            owner = f"Saga {name or type(self).__qualname__}"
+            self.definition = define(owner, steps, self.retired_steps, _context_of(type(self)))
+        elif not hasattr(self, "definition"):
+            raise InvalidDefinition(f"Saga {type(self).__qualname__} has no steps.")
+        if storage is not None:
+            self.storage = storage
+        elif not hasattr(self, "storage"):
+            self.storage = default_storage()
+        self._container = container
+
+    @property
+    def container(self) -> Any:
+        """What makes the handlers: an object with ``resolve(type)``; None: they are just called."""
+        return self._container if self._container is not None else _container()
+
+    @property
+    def backend(self) -> Backend:
+        """Where this saga is driven when its caller does not drive it."""
+        return get_backend()
+
+    def run(self, context: ContextT, *, saga_id: UUID | None = None) -> SagaExecution:
+        """Drive the saga in this thread and return its execution, completed.
+
+        Where it has to wait longer than ``INLINE_WAIT`` it is handed over to the backend, and the
+        execution returned is not final. With the ``saga_id`` of an execution that exists, that one is
+        resumed, with its stored context, or its recorded outcome returned.
+
+        Raises SagaFailed (all is compensated), SagaStuck, SagaAlreadyRunning, SagaNotFound (the id
+        belongs to another saga), InvalidContext, InsideTransaction, LeaseLost.
+        """
+        return drive(engine.finish(drive(engine.start(self, context, _uuid(saga_id)))))
+
+    async def arun(self, context: ContextT, *, saga_id: UUID | None = None) -> SagaExecution:
+        """As :meth:`run`, in the running event loop.
+
+        Cancelled, it lets the step in flight finish, hands the execution over, compensates nothing.
+        """
+        driver = AsyncDriver()
+        run = await driver.drive(engine.start(self, context, _uuid(saga_id)))
+        return await driver.drive(engine.finish(run), run)
+
+    def enqueue(
+        self, context: ContextT, *, saga_id: UUID | None = None, delay: float = 0.0
+    ) -> SagaExecution:
+        """Store the saga and have the backend drive it, in ``delay`` seconds at the earliest.
+
+        Inside ``atomic()`` it joins the transaction: the saga is stored if that commits, and starts
+        then. An id that exists is left as it is. Raises InvalidContext, SagaAlreadyRunning for an
+        ``saga_id`` that is taken.
+        """
+        return enqueue(self, context, saga_id=_uuid(saga_id), delay=delay)
+
+    async def aenqueue(
+        self, context: ContextT, *, saga_id: UUID | None = None, delay: float = 0.0
+    ) -> SagaExecution:
+        """As :meth:`enqueue`, from async code."""
+        return await sync_to_async(self.enqueue)(context, saga_id=saga_id, delay=delay)
+
+    def transaction(
+        self, context: ContextT, *, saga_id: UUID | None = None
+    ) -> SagaTransaction[ContextT]:
+        """The saga step by step: ``with`` and ``for``, or ``async with`` and ``async for``."""
+        return SagaTransaction(self, context, _uuid(saga_id))
+
+
+class SagaTransaction(
+    AbstractContextManager["SagaTransaction[ContextT]", None],
+    AbstractAsyncContextManager["SagaTransaction[ContextT]", None],
+    Generic[ContextT],
+):
+    """A saga that is driven by iterating: each item is the :class:`SagaStepResult` of a done act.
+
+    When a step fails, what was done is compensated and the step's own error is raised. An exception
+    of the consumer's between two steps compensates too; leaving early (``break``) does not: the
+    saga can be resumed with its ``saga_id``, and recovery resumes it where nobody does.
+    """
+
+    def __init__(self, saga: Saga[ContextT], context: ContextT, saga_id: UUID | None) -> None:
+        from django_saga.models import new_id
+
+        self.saga = saga
+        self.context = context
+        self.saga_id = saga_id or new_id()
+        self._given = saga_id is not None
+        self._run: Run | None = None
+        self._driver = AsyncDriver()
+
+    @property
+    def execution(self) -> SagaExecution:
+        """The execution as it stands; there is one from the first iteration on."""
+        if self._run is None:
+            raise SagaError("This transaction has not begun: iterate over it first.")
+        return self._run.execution
+
+    def __enter__(self) -> SagaTransaction[ContextT]:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._run is not None:
+            drive(self._leave(self._run, error))
+
+    def __iter__(self) -> Iterator[SagaStepResult]:
+        if self._run is None:
+            self._run = drive(engine.start(self.saga, self.context, self.saga_id))
+        while True:
+            self.saga.storage.refuse_transaction()
+            result = drive(engine.advance(self._run))
+            if result is None:
+                break
+            yield result
+        self._raise_failure(self._run)
+
+    async def __aenter__(self) -> SagaTransaction[ContextT]:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._run is not None:
+            await self._driver.drive(self._leave(self._run, error), self._run)
+
+    async def __aiter__(self) -> AsyncIterator[SagaStepResult]:
+        if self._run is None:
+            start = engine.start(self.saga, self.context, self.saga_id)
+            self._run = await self._driver.drive(start)
+        while result := await self._driver.drive(engine.advance(self._run), self._run):
+            yield result
+        self._raise_failure(self._run)
+
+    def _leave(self, run: Run, error: BaseException | None) -> Flow[None]:
+        if isinstance(error, Exception) and error is not run.error:
+            return engine.turn_back(run, error)
+        return engine.let_go(run)
+
+    def _raise_failure(self, run: Run) -> None:
+        if run.error is None:
+            engine.outcome(run)
+            return
+        if run.state.status is machine.Status.STUCK:
+            run.error.add_note(f"Saga {self.saga.name} {run.id} is stuck: {run.state.stuck_reason}")
+        raise run.error
+
+
+def enqueue(
+    saga: Saga[Any],
+    context: Any,
+    *,
+    saga_id: UUID | None = None,
+    delay: float = 0.0,
+    retry_of: UUID | None = None,
+) -> SagaExecution:
+    """See :meth:`Saga.enqueue`; ``retry_of`` links the execution that this one repeats."""
+    from django_saga.models import new_id
+
+    if not 0 <= delay <= 366 * 86400:
+        raise SagaError(f"enqueue() takes a delay between 0 seconds and a year, not {delay!r}.")
+    encoded = saga.definition.codec.encode(context, limit=conf.CONTEXT_LIMIT)
+    state = machine.start(saga.definition.plan, encoded, pending=True)
+    storage, backend = saga.storage, saga.backend
+    claim = storage.create(
+        saga_id or new_id(),
+        saga.name,
+        state,
+        wake=delay or None,
+        grace=backend.grace(delay),
+        retry_of=retry_of,
+    )
+    if claim is None:
+        raise SagaAlreadyRunning(
+            f"There is an execution with the id {saga_id} already; run() with that id resumes it, "
+            "or returns its outcome."
+        )
+    storage.on_commit(partial(backend.hand_over, saga, claim.id, delay))
+    return storage.execution(claim, state, claim.at, leased=False)
+
+
+def default_storage() -> SagaStorage:
+    """The project's database."""
+    from django_saga.storage.django import DjangoSagaStorage
+
+    return DjangoSagaStorage()
+
+
+def _container() -> Any:
+    if conf.CONTAINER is None:
+        return None
+    container = conf.CONTAINER
+    try:
+        return import_string(container) if isinstance(container, str) else container
+    except ImportError as error:
+        raise InvalidSettings(f"DJANGO_SAGA['CONTAINER'] cannot be imported: {error}") from error
+
+
+def _context_of(saga: type[Saga[Any]]) -> Any:
+    for base in saga.__mro__:
+        for generic in getattr(base, "__orig_bases__", ()):
+            origin = get_origin(generic)
+            if isinstance(origin, type) and issubclass(origin, Saga):
+                argument = get_args(generic)[0]
+                if not isinstance(argument, TypeVar):
+                    return argument
+    return None
+
+
+def _uuid(saga_id: object) -> UUID | None:
+    if saga_id is None or isinstance(saga_id, UUID):
+        return saga_id
+    try:
+        return UUID(str(saga_id))
+    except ValueError:
+        raise SagaError(f"A saga_id is a UUID, not {saga_id!r}.") from None

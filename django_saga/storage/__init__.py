@@ -1,0 +1,22 @@
+"""Where executions are kept."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django_saga.storage.base import SagaStorage
+from django_saga.storage.memory import MemorySagaStorage
+
+if TYPE_CHECKING:
+    from django_saga.storage.django import DjangoSagaStorage
+
+__all__ = ["DjangoSagaStorage", "MemorySagaStorage", "SagaStorage"]
+
+
+def __getattr__(name: str) -> Any:
+    # It brings the models in, which can be imported only once the apps are ready.
+    if name == "DjangoSagaStorage":
+        from django_saga.storage.django import DjangoSagaStorage
+
+        return DjangoSagaStorage
+    raise AttributeError(name)

@@ -1,0 +1,150 @@
+"""What a storage does: seven verbs, each one atomic."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from msgspec import Struct
+
+from django_saga.machine import Record, State
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from django_saga.models import SagaExecution, SagaStepRecord
+
+
+class Claim(Struct):
+    """An execution as it was read, and the fencing token under which it may be driven."""
+
+    id: UUID
+    saga: str
+    token: int
+    state: State
+    at: datetime  # the storage's clock, UTC
+    wait: float = 0.0  # seconds until the next attempt may begin
+    execution: SagaExecution | None = None
+
+
+class Checkpoint(Struct, frozen=True, kw_only=True):
+    """One transition, and what goes with it on the row; all times in seconds from now."""
+
+    id: UUID
+    token: int
+    before: State
+    after: State
+    record: Record | None = None
+    duration: float | None = None  # of the attempt
+    lease: float | None = None  # None: let the lease go
+    wake: float | None = None  # the next attempt may not begin earlier
+    grace: float | None = None  # recovery leaves it alone until then
+
+
+class Saved(Struct, frozen=True):
+    """What a checkpoint left behind."""
+
+    at: datetime  # the storage's clock, UTC
+    record_id: int | None = None
+
+
+class SagaStorage(ABC):
+    """Keeps executions and their history.
+
+    Every method raises :class:`~django_saga.exceptions.StorageUnavailable` where it cannot tell
+    whether its statement took effect.
+    """
+
+    blocking: bool = True
+    """Whether the methods may block, so that the async driver must call them in a thread."""
+
+    @abstractmethod
+    def create(
+        self,
+        saga_id: UUID,
+        saga: str,
+        state: State,
+        *,
+        driver: str = "",
+        lease: float | None = None,
+        wake: float | None = None,
+        grace: float | None = None,
+        retry_of: UUID | None = None,
+    ) -> Claim | None:
+        """Store a new execution; None where the id is taken.
+
+        With ``lease`` it is leased for so many seconds, and refused in a caller's transaction; without,
+        it joins that.
+        """
+
+    @abstractmethod
+    def acquire(
+        self,
+        saga_id: UUID,
+        *,
+        driver: str,
+        lease: float,
+        saga: str | None = None,
+        token: int | None = None,
+    ) -> Claim:
+        """Lease an execution if its lease is free or past, or is held under ``token``.
+
+        An execution that has ended is returned as it is. Raises SagaNotFound (also when it belongs to
+        another ``saga``) and SagaAlreadyRunning.
+        """
+
+    @abstractmethod
+    def checkpoint(self, checkpoint: Checkpoint, *, inside: bool = False) -> Saved:
+        """Make a transition durable; raises LeaseLost, having written nothing.
+
+        ``inside``: as part of the open :meth:`atomic` block, else InsideTransaction is raised in one.
+        """
+
+    @abstractmethod
+    def renew(self, leases: Sequence[tuple[UUID, int]], *, lease: float) -> set[UUID]:
+        """Extend the leases (execution and token) that still hold; returns those executions."""
+
+    @abstractmethod
+    def release(
+        self, saga_id: UUID, token: int, *, unstarted: bool = False, grace: float | None = None
+    ) -> None:
+        """Let a lease go, if it is still held; ``unstarted``: the attempt in flight never began."""
+
+    @abstractmethod
+    def due(
+        self,
+        limit: int,
+        *,
+        driver: str = "",
+        lease: float | None = None,
+        grace: float | None = None,
+        saga: str | None = None,
+    ) -> list[Claim]:
+        """Claim, oldest first, what nobody drives and may go on now.
+
+        With ``lease`` each is leased to the caller; with ``grace`` each is only left alone by
+        further calls for a while, since its backend is about to be told.
+        """
+
+    @abstractmethod
+    def history(self, saga_id: UUID) -> list[SagaStepRecord]:
+        """The step records, oldest first."""
+
+    @abstractmethod
+    def atomic(self, lease: float) -> AbstractContextManager[None]:
+        """The transaction that an atomic step shares with its checkpoint."""
+
+    @abstractmethod
+    def on_commit(self, function: Callable[[], object]) -> None:
+        """Call after the caller's transaction committed, or now where there is none; never raises."""
+
+    @abstractmethod
+    def refuse_transaction(self) -> None:
+        """Raise InsideTransaction where a transaction of the caller's is open."""
+
+    @abstractmethod
+    def execution(self, claim: Claim, state: State, at: datetime, leased: bool) -> SagaExecution:
+        """The model instance of a claim as it stands, without reading it again."""

@@ -1,0 +1,402 @@
+"""Executions and records in the database of the Django project."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import msgspec
+from django.db import (
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    ProgrammingError,
+    connections,
+    router,
+    transaction,
+)
+from django.utils.dateparse import parse_datetime
+
+from django_saga.exceptions import (
+    InsideTransaction,
+    LeaseLost,
+    SagaAlreadyRunning,
+    SagaError,
+    SagaNotFound,
+    StorageUnavailable,
+)
+from django_saga.machine import Error, State
+from django_saga.models import SagaExecution, SagaStepRecord, columns_of
+from django_saga.storage.base import Checkpoint, Claim, SagaStorage, Saved
+from django_saga.storage.sql import EXECUTIONS, STATEMENTS, Statements
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+
+class DjangoSagaStorage(SagaStorage):
+    """The default storage. ``using`` is a database alias; default: where the router writes."""
+
+    def __init__(self, using: str | None = None) -> None:
+        self._using = using
+
+    @property
+    def alias(self) -> str:
+        """The database that holds the rows; it is also read from, never a replica."""
+        return self._using or router.db_for_write(SagaExecution)
+
+    @property
+    def _connection(self) -> BaseDatabaseWrapper:
+        return connections[self.alias]
+
+    def create(
+        self,
+        saga_id: UUID,
+        saga: str,
+        state: State,
+        *,
+        driver: str = "",
+        lease: float | None = None,
+        wake: float | None = None,
+        grace: float | None = None,
+        retry_of: UUID | None = None,
+    ) -> Claim | None:
+        if lease is not None:
+            self.refuse_transaction()
+        connection = self._connection
+        fixed = (
+            _uuid(saga_id, connection),
+            saga,
+            _json(state.plan),
+            state.context,
+            retry_of and _uuid(retry_of, connection),
+        )
+        params = (*fixed, *_state_params(state), driver, lease, wake, grace)
+        with _translated(connection):
+            try:
+                row = _fetch(connection, _sql(connection).create, params)
+            except IntegrityError:
+                if _sql(connection).dialect.skip_duplicate:
+                    raise
+                row = None
+        if row is None:
+            return None
+        execution = SagaExecution(
+            id=saga_id,
+            saga=saga,
+            plan=msgspec.to_builtins(state.plan),
+            initial_context=state.context,
+            retry_of_id=retry_of,
+            created_at=_utc(row[0]),
+            token=1,
+            driver=driver,
+        )
+        return Claim(saga_id, saga, 1, state, _utc(row[0]), wake or 0.0, execution)
+
+    def acquire(
+        self,
+        saga_id: UUID,
+        *,
+        driver: str,
+        lease: float,
+        saga: str | None = None,
+        token: int | None = None,
+    ) -> Claim:
+        self.refuse_transaction()
+        connection = self._connection
+        pk = _uuid(saga_id, connection)
+        params = (lease, driver, pk, saga or "", saga is None, -1 if token is None else token)
+        with _translated(connection):
+            claims = self._take(connection, _sql(connection).acquire, params, [saga_id])
+            if claims:
+                return claims[0]
+            query = f"SELECT {_sql(connection).row} FROM {EXECUTIONS} WHERE id = %s"
+            rows = self._rows(query, [pk])
+        if not rows:
+            raise SagaNotFound(f"No saga execution has the id {saga_id}.")
+        claim = rows[0]
+        if saga is not None and claim.saga != saga:
+            raise SagaNotFound(
+                f"The id {saga_id} belongs to an execution of {claim.saga!r}, not of {saga!r}."
+            )
+        if claim.state.active:
+            assert claim.execution is not None
+            raise SagaAlreadyRunning(
+                f"Saga {claim.saga} {saga_id} is being driven by {claim.execution.driver}, in "
+                f"{claim.state.action} of step {claim.state.step}; its lease lasts until "
+                f"{claim.execution.lease_until:%Y-%m-%d %H:%M:%S} UTC."
+            )
+        return claim
+
+    def checkpoint(self, checkpoint: Checkpoint, *, inside: bool = False) -> Saved:
+        connection = self._connection
+        sql = _sql(connection)
+        record = checkpoint.record
+        if not inside:
+            self.refuse_transaction()
+        with _translated(connection):
+            if record is None:
+                saved = Saved(datetime.now(UTC)) if _update(connection, checkpoint) else None
+            elif sql.dialect.one_statement:
+                params = (*_update_params(checkpoint, connection), *_record_params(checkpoint))
+                saved = _saved(_fetch(connection, sql.checkpoint, params))
+            else:
+                with transaction.atomic(using=self.alias, savepoint=False):
+                    saved = None
+                    if _update(connection, checkpoint):
+                        params = (*_record_params(checkpoint), _uuid(checkpoint.id, connection))
+                        saved = _saved(_fetch(connection, sql.record, params))
+        if saved is None:
+            raise LeaseLost(
+                f"Saga execution {checkpoint.id} was taken over while step "
+                f"{checkpoint.before.step} was in {checkpoint.before.action}; nothing was written."
+            )
+        return saved
+
+    def renew(self, leases: Sequence[tuple[UUID, int]], *, lease: float) -> set[UUID]:
+        if not leases:
+            return set()
+        connection = self._connection
+        pairs = " OR ".join(["(id = %s AND token = %s)"] * len(leases))
+        held = [value for id, token in leases for value in (_uuid(id, connection), token)]
+        with _translated(connection):
+            with connection.cursor() as cursor:
+                cursor.execute(f"{_sql(connection).renew} ({pairs})", [lease, *held])
+                if cursor.rowcount == len(leases):
+                    return {id for id, _ in leases}
+            query = f"SELECT {_sql(connection).row} FROM {EXECUTIONS} WHERE {pairs}"
+            return {claim.id for claim in self._rows(query, held) if claim.state.active}
+
+    def release(
+        self, saga_id: UUID, token: int, *, unstarted: bool = False, grace: float | None = None
+    ) -> None:
+        connection = self._connection
+        with _translated(connection), connection.cursor() as cursor:
+            params = (not unstarted, grace, _uuid(saga_id, connection), token)
+            cursor.execute(_sql(connection).release, params)
+
+    def due(
+        self,
+        limit: int,
+        *,
+        driver: str = "",
+        lease: float | None = None,
+        grace: float | None = None,
+        saga: str | None = None,
+    ) -> list[Claim]:
+        if lease is not None:
+            self.refuse_transaction()
+        connection = self._connection
+        sql = _sql(connection)
+        which = (saga or "", saga is None, limit)
+        change, times = (sql.take, (lease, driver)) if lease else (sql.leave_alone, (grace,))
+        with _translated(connection):
+            if lease is None and grace is None:
+                query = f"SELECT {sql.row} FROM {EXECUTIONS} WHERE id IN ({sql.due})"
+                return _oldest_first(self._rows(_unlocked(query, sql), which))
+            if sql.dialect.one_statement:
+                # Materialized, or the planner may run the sub-select again and claim more.
+                update = (
+                    f"WITH due AS MATERIALIZED ({sql.due}) UPDATE {EXECUTIONS} SET {change} "
+                    f"FROM due WHERE {EXECUTIONS}.id = due.id"
+                )
+                row = sql.row.replace("*", f"{EXECUTIONS}.*")
+                return _oldest_first(self._rows(f"{update} RETURNING {row}", (*which, *times)))
+            with transaction.atomic(using=self.alias):
+                with connection.cursor() as cursor:
+                    cursor.execute(sql.due, which)
+                    ids = [id for (id,) in cursor.fetchall()]
+                if not ids:
+                    return []
+                marks = ", ".join(["%s"] * len(ids))
+                update = f"UPDATE {EXECUTIONS} SET {change} WHERE id IN ({marks})"
+                return _oldest_first(self._take(connection, update, (*times, *ids), ids))
+
+    def history(self, saga_id: UUID) -> list[SagaStepRecord]:
+        with _translated(self._connection):
+            return list(SagaStepRecord.objects.using(self.alias).filter(execution_id=saga_id))
+
+    @contextmanager
+    def atomic(self, lease: float) -> Iterator[None]:
+        self.refuse_transaction()
+        connection = self._connection
+        with _translated(connection), transaction.atomic(using=self.alias):
+            if connection.vendor == "postgresql":
+                # A driver that freezes in here would otherwise keep its rows locked for ever.
+                with connection.cursor() as cursor:
+                    cursor.execute(
+                        "SELECT set_config('idle_in_transaction_session_timeout', %s, true)",
+                        [str(max(1, int(lease * 1000)))],
+                    )
+            yield
+
+    def on_commit(self, function: Callable[[], object]) -> None:
+        transaction.on_commit(function, using=self.alias, robust=True)
+
+    def refuse_transaction(self) -> None:
+        connection = self._connection
+        if connection.in_atomic_block:
+            # TestCase's own blocks stand for "no transaction", as they do for Django's durable.
+            inside = any(not getattr(b, "_from_testcase", False) for b in connection.atomic_blocks)
+        else:
+            inside = connection.connection is not None and not connection.autocommit
+        if inside:
+            raise InsideTransaction(
+                f"A saga cannot be driven inside an open transaction on {self.alias!r}: its "
+                "checkpoints would not be durable. Call enqueue() there, which joins the "
+                "transaction and starts on commit; under ATOMIC_REQUESTS decorate the view with "
+                "django.db.transaction.non_atomic_requests."
+            )
+
+    def execution(self, claim: Claim, state: State, at: datetime, leased: bool) -> SagaExecution:
+        execution = claim.execution
+        assert execution is not None
+        execution._state.adding, execution._state.db = False, self.alias
+        execution.assign(columns_of(state))
+        execution.token, execution.updated_at = claim.token, at
+        if not state.active:
+            execution.finished_at = execution.finished_at or at
+        if not leased:
+            execution.lease_until = None
+        return execution
+
+    def _take(
+        self,
+        connection: BaseDatabaseWrapper,
+        update: str,
+        params: Sequence[Any],
+        ids: Sequence[Any],
+    ) -> list[Claim]:
+        """Run an UPDATE and read the rows that it changed."""
+        sql = _sql(connection)
+        if sql.dialect.returns_updates:
+            return self._rows(f"{update} RETURNING {sql.row}", params)
+        with transaction.atomic(using=self.alias):
+            with connection.cursor() as cursor:
+                cursor.execute(update, params)
+                if not cursor.rowcount:
+                    return []
+            marks = ", ".join(["%s"] * len(ids))
+            query = f"SELECT {sql.row} FROM {EXECUTIONS} WHERE id IN ({marks})"
+            return self._rows(query, [_uuid(id, connection) for id in ids])
+
+    def _rows(self, query: str, params: Sequence[Any]) -> list[Claim]:
+        rows = SagaExecution.objects.using(self.alias).raw(query, tuple(params))
+        return [_claim(row) for row in rows]
+
+
+def _claim(row: SagaExecution) -> Claim:
+    at = _utc(row.db_now)  # type: ignore[attr-defined]
+    wait = max(0.0, (row.wake_at - at).total_seconds()) if row.wake_at else 0.0
+    return Claim(row.id, row.saga, row.token, row.state, at, wait, row)
+
+
+def _oldest_first(claims: list[Claim]) -> list[Claim]:
+    return sorted(claims, key=lambda claim: claim.execution.created_at)  # type: ignore[union-attr]
+
+
+def _unlocked(query: str, sql: Statements) -> str:
+    return query.replace(sql.dialect.skip_locked, "") if sql.dialect.skip_locked else query
+
+
+def _sql(connection: BaseDatabaseWrapper) -> Statements:
+    try:
+        return STATEMENTS[connection.vendor]
+    except KeyError:
+        raise SagaError(
+            f"django-saga does not know the database {connection.vendor!r}; "
+            "it runs on PostgreSQL, SQLite and MariaDB."
+        ) from None
+
+
+def _fetch(connection: BaseDatabaseWrapper, sql: str, params: Sequence[Any]) -> Any:
+    with connection.cursor() as cursor:
+        cursor.execute(sql, params)
+        return cursor.fetchone()
+
+
+def _update(connection: BaseDatabaseWrapper, checkpoint: Checkpoint) -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute(_sql(connection).update, _update_params(checkpoint, connection))
+        return bool(cursor.rowcount)
+
+
+def _update_params(checkpoint: Checkpoint, connection: BaseDatabaseWrapper) -> tuple[Any, ...]:
+    before = checkpoint.before
+    return (
+        *_state_params(checkpoint.after),
+        checkpoint.lease,
+        checkpoint.wake,
+        checkpoint.grace,
+        not checkpoint.after.active,
+        _uuid(checkpoint.id, connection),
+        checkpoint.token,
+        before.status.value,
+        before.step,
+        before.attempt,
+    )
+
+
+def _record_params(checkpoint: Checkpoint) -> tuple[Any, ...]:
+    record = checkpoint.record
+    assert record is not None
+    error = record.error or _NO_ERROR
+    return (
+        record.step,
+        record.action.value,
+        record.attempt,
+        record.outcome.value,
+        error.type[:255],
+        error.message,
+        error.traceback,
+        checkpoint.duration,
+        checkpoint.token,
+    )
+
+
+_NO_ERROR = Error("", "")
+
+
+def _state_params(state: State) -> tuple[Any, ...]:
+    columns = columns_of(state)
+    columns["effects"] = _json(columns["effects"])
+    return tuple(columns.values())
+
+
+def _saved(row: Any) -> Saved | None:
+    return None if row is None else Saved(_utc(row[1]), row[0])
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _uuid(value: UUID, connection: BaseDatabaseWrapper) -> Any:
+    return SagaExecution._meta.pk.get_db_prep_value(value, connection)
+
+
+def _utc(value: Any) -> datetime:
+    moment = parse_datetime(value) if isinstance(value, str) else value
+    assert isinstance(moment, datetime)
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+@contextmanager
+def _translated(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """Tell a database that is away, or not migrated, from a fault in what was asked."""
+    try:
+        yield
+    except (OperationalError, InterfaceError, ProgrammingError) as error:
+        if isinstance(error, ProgrammingError) or "no such table" in str(error):
+            if EXECUTIONS in connection.introspection.table_names():
+                raise
+            raise SagaError(
+                f"The database {connection.alias!r} has no tables of django-saga; "
+                f"run: manage.py migrate django_saga --database {connection.alias}"
+            ) from error
+        if not connection.in_atomic_block:
+            connection.close()  # what is left of it must not serve the next statement
+        raise StorageUnavailable(f"The database {connection.alias!r}: {error}") from error

@@ -1,0 +1,257 @@
+"""Executions and records in this process alone: for tests, and for sagas that need not outlive it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import msgspec
+
+from django_saga.exceptions import LeaseLost, SagaAlreadyRunning, SagaNotFound
+from django_saga.machine import State
+from django_saga.storage.base import Checkpoint, Claim, SagaStorage, Saved
+
+if TYPE_CHECKING:
+    from django_saga.models import SagaExecution, SagaStepRecord
+
+
+@dataclass(slots=True)
+class _Row:
+    saga: str
+    initial_context: str
+    created_at: float
+    updated_at: float
+    state: State
+    driver: str
+    token: int = 1
+    lease_until: float | None = None
+    wake_at: float | None = None
+    grace_until: float | None = None
+    finished_at: float | None = None
+    retry_of: UUID | None = None
+    records: list[tuple[Checkpoint, float, str]] = field(default_factory=list)
+
+
+class MemorySagaStorage(SagaStorage):
+    """Keeps all in a dict; thread-safe. ``clock`` gives seconds since the epoch."""
+
+    blocking = False
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._rows: dict[UUID, _Row] = {}
+        self._lock = threading.RLock()
+
+    def create(
+        self,
+        saga_id: UUID,
+        saga: str,
+        state: State,
+        *,
+        driver: str = "",
+        lease: float | None = None,
+        wake: float | None = None,
+        grace: float | None = None,
+        retry_of: UUID | None = None,
+    ) -> Claim | None:
+        now = self._clock()
+        row = _Row(saga, state.context, now, now, state, driver, retry_of=retry_of)
+        row.lease_until = _after(now, lease)
+        row.wake_at = _after(now, wake)
+        row.grace_until = _after(now, grace)
+        with self._lock:
+            if self._rows.setdefault(saga_id, row) is not row:
+                return None
+        return Claim(saga_id, saga, 1, state, _utc(now), wake or 0.0)
+
+    def acquire(
+        self,
+        saga_id: UUID,
+        *,
+        driver: str,
+        lease: float,
+        saga: str | None = None,
+        token: int | None = None,
+    ) -> Claim:
+        with self._lock:
+            row = self._rows.get(saga_id)
+            if row is None:
+                raise SagaNotFound(f"No saga execution has the id {saga_id}.")
+            if saga is not None and row.saga != saga:
+                raise SagaNotFound(
+                    f"The id {saga_id} belongs to an execution of {row.saga!r}, not of {saga!r}."
+                )
+            now = self._clock()
+            if not row.state.active:
+                return self._claim(saga_id, row, now)
+            if not _past(row.lease_until, now) and row.token != token:
+                raise SagaAlreadyRunning(
+                    f"Saga {row.saga} {saga_id} is being driven by {row.driver}, in "
+                    f"{row.state.action} of step {row.state.step}."
+                )
+            return self._take(saga_id, row, now, driver, lease)
+
+    def checkpoint(self, checkpoint: Checkpoint, *, inside: bool = False) -> Saved:
+        before = checkpoint.before
+        with self._lock:
+            row = self._rows.get(checkpoint.id)
+            stored = row.state if row else None
+            if (
+                row is None
+                or stored is None
+                or row.token != checkpoint.token
+                or stored.status != before.status
+                or stored.step != before.step
+                or stored.attempt != before.attempt
+            ):
+                raise LeaseLost(
+                    f"Saga execution {checkpoint.id} was taken over while step {before.step} was in "
+                    f"{before.action}; nothing was written."
+                )
+            now = self._clock()
+            row.state = checkpoint.after
+            row.updated_at = now
+            row.lease_until = _after(now, checkpoint.lease)
+            row.wake_at = _after(now, checkpoint.wake)
+            row.grace_until = _after(now, checkpoint.grace)
+            if not checkpoint.after.active:
+                row.finished_at = now
+            if checkpoint.record is not None:
+                row.records.append((checkpoint, now, row.driver))
+            return Saved(_utc(now), len(row.records))
+
+    def renew(self, leases: Sequence[tuple[UUID, int]], *, lease: float) -> set[UUID]:
+        renewed = set()
+        with self._lock:
+            for saga_id, token in leases:
+                row = self._rows.get(saga_id)
+                if row and row.token == token and row.lease_until is not None and row.state.active:
+                    row.lease_until = self._clock() + lease
+                    renewed.add(saga_id)
+        return renewed
+
+    def release(
+        self, saga_id: UUID, token: int, *, unstarted: bool = False, grace: float | None = None
+    ) -> None:
+        with self._lock:
+            row = self._rows.get(saga_id)
+            if row and row.token == token and row.state.active:
+                row.lease_until = None
+                row.grace_until = _after(self._clock(), grace)
+                if unstarted:
+                    row.state = msgspec.structs.replace(row.state, in_flight=False)
+
+    def due(
+        self,
+        limit: int,
+        *,
+        driver: str = "",
+        lease: float | None = None,
+        grace: float | None = None,
+        saga: str | None = None,
+    ) -> list[Claim]:
+        with self._lock:
+            now = self._clock()
+            found = [
+                (saga_id, row)
+                for saga_id, row in self._rows.items()
+                if row.state.active
+                and (saga is None or row.saga == saga)
+                and all(_past(t, now) for t in (row.lease_until, row.wake_at, row.grace_until))
+            ]
+            found = sorted(found, key=lambda pair: pair[1].created_at)[:limit]
+            if lease is not None:
+                return [self._take(saga_id, row, now, driver, lease) for saga_id, row in found]
+            for _, row in found:
+                if grace is not None:
+                    row.grace_until = now + max(grace, now - row.updated_at)
+            return [self._claim(saga_id, row, now) for saga_id, row in found]
+
+    def history(self, saga_id: UUID) -> list[SagaStepRecord]:
+        from django_saga.models import SagaStepRecord
+
+        records = []
+        row = self._rows.get(saga_id)
+        for number, (checkpoint, at, driver) in enumerate(row.records if row else (), 1):
+            record = checkpoint.record
+            assert record is not None
+            error = record.error
+            records.append(
+                SagaStepRecord(
+                    id=number,
+                    execution_id=saga_id,
+                    step=record.step,
+                    action=record.action.value,
+                    attempt=record.attempt,
+                    outcome=record.outcome.value,
+                    error_type=error.type if error else "",
+                    error_message=error.message if error else "",
+                    traceback=error.traceback if error else "",
+                    duration=checkpoint.duration,
+                    token=checkpoint.token,
+                    driver=driver,
+                    created_at=_utc(at),
+                )
+            )
+        return records
+
+    @contextmanager
+    def atomic(self, lease: float) -> Iterator[None]:
+        """Nothing here can be rolled back; an atomic step's handler runs as any other."""
+        yield
+
+    def on_commit(self, function: Callable[[], object]) -> None:
+        function()
+
+    def refuse_transaction(self) -> None:
+        """A caller's transaction is no concern of this storage."""
+
+    def execution(self, claim: Claim, state: State, at: datetime, leased: bool) -> SagaExecution:
+        from django_saga.models import SagaExecution, columns_of
+
+        row = self._rows[claim.id]
+        execution = SagaExecution(
+            id=claim.id,
+            saga=row.saga,
+            plan=msgspec.to_builtins(state.plan),
+            initial_context=row.initial_context,
+            retry_of_id=row.retry_of,
+            created_at=_utc(row.created_at),
+            token=claim.token,
+            driver=row.driver,
+            lease_until=_utc(row.lease_until) if leased and row.lease_until else None,
+            wake_at=_utc(row.wake_at) if row.wake_at else None,
+            updated_at=at,
+            finished_at=_utc(row.finished_at) if row.finished_at else None,
+        )
+        execution.assign(columns_of(state))
+        return execution
+
+    def _take(self, saga_id: UUID, row: _Row, now: float, driver: str, lease: float) -> Claim:
+        row.token += 1
+        row.driver = driver
+        row.lease_until = now + lease
+        row.grace_until = None
+        return self._claim(saga_id, row, now)
+
+    def _claim(self, saga_id: UUID, row: _Row, now: float) -> Claim:
+        wait = max(0.0, row.wake_at - now) if row.wake_at else 0.0
+        return Claim(saga_id, row.saga, row.token, row.state, _utc(now), wait)
+
+
+def _after(now: float, seconds: float | None) -> float | None:
+    return None if seconds is None else now + seconds
+
+
+def _past(moment: float | None, now: float) -> bool:
+    return moment is None or moment <= now
+
+
+def _utc(moment: float) -> datetime:
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=moment)

@@ -1,0 +1,165 @@
+"""All SQL of the storage. Three dialects differ in the clock and in what one statement can do.
+
+Every time is given in seconds from the database's own now, so no clock but the database's decides
+about a lease or a wait.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+EXECUTIONS = "django_saga_sagaexecution"
+RECORDS = "django_saga_sagasteprecord"
+
+ACTIVE = "('PENDING', 'RUNNING', 'COMPENSATING')"
+
+FIXED = ("id", "saga", "plan", "initial_context", "retry_of_id")
+STATE = (
+    "status",
+    "step",
+    "action",
+    "attempt",
+    "failures",
+    "in_flight",
+    "effects",
+    "recoveries",
+    "fallback_context",
+    "failed_step",
+    "error_type",
+    "error_message",
+    "stuck_reason",
+    "context",
+)
+RECORD = (
+    "step",
+    "action",
+    "attempt",
+    "outcome",
+    "error_type",
+    "error_message",
+    "traceback",
+    "duration",
+    "token",
+)
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """What a vendor's SQL looks like where it differs."""
+
+    now: str
+    after: str  # now and some seconds: {0} is a number or NULL
+    age: str  # seconds since the latest checkpoint
+    greatest: str = "GREATEST"
+    json: str = "%s"
+    number: str = "%s"
+    skip_duplicate: str = ""
+    returns_updates: bool = False
+    one_statement: bool = False
+    skip_locked: str = ""
+
+
+DIALECTS = {
+    "postgresql": Dialect(
+        now="statement_timestamp()",
+        after="statement_timestamp() + make_interval(secs => {0})",
+        age="EXTRACT(EPOCH FROM statement_timestamp() - updated_at)::float8",
+        json="%s::jsonb",
+        number="%s::float8",
+        skip_duplicate=" ON CONFLICT (id) DO NOTHING",
+        returns_updates=True,
+        one_statement=True,
+        skip_locked=" FOR UPDATE SKIP LOCKED",
+    ),
+    "sqlite": Dialect(
+        now="strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now')",
+        after="strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now', {0} || ' seconds')",
+        age="(julianday('now') - julianday(updated_at)) * 86400.0",
+        greatest="MAX",
+        skip_duplicate=" ON CONFLICT (id) DO NOTHING",
+        returns_updates=True,
+    ),
+    "mysql": Dialect(  # MariaDB; its INSERT IGNORE would also hide truncated values
+        now="UTC_TIMESTAMP(6)",
+        after="UTC_TIMESTAMP(6) + INTERVAL {0} SECOND",
+        age="TIMESTAMPDIFF(MICROSECOND, updated_at, UTC_TIMESTAMP(6)) / 1e6",
+        skip_locked=" FOR UPDATE SKIP LOCKED",
+    ),
+}
+
+
+class Statements:
+    """The statements in one dialect, built once; the comments name their parameters in order."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self.dialect = dialect
+        now, after = dialect.now, dialect.after.format(dialect.number)
+        free = f"(lease_until IS NULL OR lease_until <= {now})"
+        self.row = f"*, {now} AS db_now"
+
+        # FIXED, STATE, driver, lease, wake, grace
+        values = [dialect.json if c in _JSON else "%s" for c in FIXED + STATE]
+        self.create = (
+            f"INSERT INTO {EXECUTIONS} ({', '.join(FIXED + STATE)}, driver, token, "
+            "lease_until, wake_at, grace_until, created_at, updated_at) "
+            f"VALUES ({', '.join(values)}, %s, 1, {after}, {after}, {after}, {now}, {now})"
+            f"{dialect.skip_duplicate} RETURNING created_at"
+        )
+
+        # STATE, lease, wake, grace, final; then id, token, status, step, attempt
+        assignments = ", ".join(f"{c} = {dialect.json if c in _JSON else '%s'}" for c in STATE)
+        self.update = (
+            f"UPDATE {EXECUTIONS} SET {assignments}, lease_until = {after}, wake_at = {after}, "
+            f"grace_until = {after}, updated_at = {now}, "
+            f"finished_at = CASE WHEN %s THEN {now} END "
+            "WHERE id = %s AND token = %s AND status = %s AND step = %s AND attempt = %s"
+        )
+        columns = f"{', '.join(RECORD)}, driver, execution_id, created_at"
+        # RECORD, id; after an update in the same transaction
+        self.record = (
+            f"INSERT INTO {RECORDS} ({columns}) "
+            f"SELECT {', '.join(['%s'] * len(RECORD))}, driver, id, {now} "
+            f"FROM {EXECUTIONS} WHERE id = %s RETURNING id, created_at"
+        )
+        # as update, then RECORD; no row where the update matched none
+        typed = ", ".join(f"%s::{_TYPES.get(c, 'text')}" for c in RECORD)
+        self.checkpoint = (
+            f"WITH execution AS ({self.update} RETURNING id, driver) "
+            f"INSERT INTO {RECORDS} ({columns}) SELECT {typed}, driver, id, {now} FROM execution "
+            "RETURNING id, created_at"
+        )
+
+        # lease, driver
+        self.take = f"token = token + 1, grace_until = NULL, lease_until = {after}, driver = %s"
+        # as take, then id, saga, saga, token
+        self.acquire = (
+            f"UPDATE {EXECUTIONS} SET {self.take} WHERE id = %s "
+            f"AND (saga = %s OR %s) AND status IN {ACTIVE} AND ({free} OR token = %s)"
+        )
+        # seconds; what has waited long is left alone for as long again, so that a long queue is
+        # not told of the same executions at every sweep
+        longer = f"{dialect.greatest}({dialect.number}, {dialect.age})"
+        self.leave_alone = f"grace_until = {dialect.after.format(longer)}"
+        # saga, any saga, limit
+        self.due = (
+            f"SELECT id FROM {EXECUTIONS} WHERE status IN {ACTIVE} AND {free} "
+            f"AND (wake_at IS NULL OR wake_at <= {now}) "
+            f"AND (grace_until IS NULL OR grace_until <= {now}) AND (saga = %s OR %s) "
+            f"ORDER BY created_at LIMIT %s{dialect.skip_locked}"
+        )
+
+        # lease; then id and token for each of {pairs}
+        self.renew = (
+            f"UPDATE {EXECUTIONS} SET lease_until = {after} "
+            f"WHERE status IN {ACTIVE} AND lease_until IS NOT NULL AND "
+        )
+        # keep in flight, grace, id, token
+        self.release = (
+            f"UPDATE {EXECUTIONS} SET lease_until = NULL, in_flight = (in_flight AND %s), "
+            f"grace_until = {after} WHERE id = %s AND token = %s AND status IN {ACTIVE}"
+        )
+
+
+_JSON = {"plan", "effects"}
+_TYPES = {"attempt": "int", "duration": "float8", "token": "bigint"}
+STATEMENTS = {vendor: Statements(dialect) for vendor, dialect in DIALECTS.items()}

@@ -1,0 +1,73 @@
+"""A step's own timeout over a sync handler, where Python can interrupt one: in the main thread."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+# Code that must not be left half-way: it would leave a connection that lies about its transaction.
+_SPARED = tuple(
+    f"{os.sep}{package}{os.sep}"
+    for package in (f"django{os.sep}db", "psycopg", "psycopg_pool", "pymysql", "MySQLdb", "asgiref")
+)
+_AGAIN = 0.01  # seconds until another try, where the alarm met such code
+
+
+class StepTimedOut(BaseException):
+    """Not an Exception, so that no ``except Exception`` of a handler takes it for its own."""
+
+
+@contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """Raise TimeoutError out of the block after ``seconds``.
+
+    Works in the main thread of a process whose SIGALRM nobody else uses; elsewhere it does nothing,
+    and whoever called must look at the clock. Code of Django's database layer and of the drivers
+    is never interrupted: the alarm waits until it has returned.
+    """
+    if seconds is None or not _can_interrupt():
+        yield
+        return
+
+    def ring(_signal: int, frame: FrameType | None) -> None:
+        if _is_spared(frame):
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+        else:
+            raise StepTimedOut
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+    except StepTimedOut:
+        raise TimeoutError(f"the step took longer than its timeout of {seconds:g} s") from None
+
+
+def _can_interrupt() -> bool:
+    return (
+        threading.current_thread() is threading.main_thread()
+        and sys.platform != "win32"
+        and signal.getitimer(signal.ITIMER_REAL)[0] == 0.0
+    )
+
+
+def _is_spared(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if any(part in frame.f_code.co_filename for part in _SPARED):
+            return True
+        if frame.f_code.co_name == "call_handler" and frame.f_globals["__name__"] == _OURS:
+            return False
+        frame = frame.f_back
+    return True  # the handler has returned
+
+
+_OURS = "django_saga.drivers"

@@ -1,0 +1,239 @@
+"""Cancellation, concurrency, timeouts, the mixing of both kinds of code, and signals."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync, sync_to_async
+
+from django_saga import Retry, Saga, SagaFailed, current_step, signals
+from django_saga.storage import DjangoSagaStorage, SagaStorage
+from tests.steps import Calls, Log, make_step, raises
+
+pytestmark = pytest.mark.usefixtures("committing_databases")
+
+
+@pytest.fixture
+def calls() -> Calls:
+    return Calls()
+
+
+def adhoc(storage: SagaStorage, *steps: Any) -> Saga[Any]:
+    return Saga(steps=steps, storage=storage, name="tests.async")
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["def", "async def"])
+def test_a_cancelled_driver_finishes_the_step_in_flight_and_compensates_nothing(
+    storage: SagaStorage, calls: Calls, is_async: bool
+) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def act(context: Log) -> None:
+        begun.set()
+        assert may_end.wait(30)
+
+    step = make_step("A", calls, act=act)
+    if is_async:
+
+        async def aact(self: Any, context: Log) -> None:
+            calls.note()
+            begun.set()
+            await asyncio.to_thread(may_end.wait, 30)
+
+        step.act = aact  # type: ignore[method-assign]
+    saga = adhoc(storage, step, make_step("B", calls))
+    saga_id = uuid.uuid4()
+
+    async def view() -> None:
+        running = asyncio.create_task(saga.arun(Log(), saga_id=saga_id))
+        await asyncio.to_thread(begun.wait, 30)
+        running.cancel()
+        await asyncio.sleep(0)
+        running.cancel()
+        may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    async_to_sync(view)()
+    assert calls == ["act A"]
+    assert [r.outcome for r in storage.history(saga_id)] == ["DONE"]
+    assert saga.run(Log(), saga_id=saga_id).status == "COMPLETED", "the lease was released"
+    assert calls == ["act A", "act B"]
+
+
+def test_a_cancelled_wait_ends_at_once_and_hands_over(storage: SagaStorage, calls: Calls) -> None:
+    step = make_step(
+        "A", calls, act=raises(OSError("x")), retry=Retry(attempts=9, delay=4, backoff=1)
+    )
+    saga, saga_id = adhoc(storage, step), uuid.uuid4()
+
+    async def view() -> None:
+        running = asyncio.create_task(saga.arun(Log(), saga_id=saga_id))
+        while not await sync_to_async(storage.history)(saga_id):
+            await asyncio.sleep(0.01)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    async_to_sync(view)()
+    claim = storage.acquire(saga_id, driver="test", lease=60)
+    assert not claim.state.in_flight
+    assert claim.wait > 0
+
+
+def test_many_sagas_of_both_kinds_share_a_loop(storage: SagaStorage, calls: Calls) -> None:
+    steps = [make_step(f"S{n}", calls, is_async=bool(n % 2)) for n in range(4)]
+    saga = adhoc(storage, *steps)
+
+    async def view() -> list[Any]:
+        return await asyncio.gather(*[asyncio.wait_for(saga.arun(Log()), 60) for _ in range(20)])
+
+    executions = async_to_sync(view)()
+    assert [execution.status for execution in executions] == ["COMPLETED"] * 20
+    assert len(calls) == 80
+
+
+def test_sync_and_async_code_nest_without_deadlock(storage: SagaStorage, calls: Calls) -> None:
+    inner = adhoc(storage, make_step("In", calls), make_step("Ain", calls, is_async=True))
+
+    def nested(context: Log) -> None:
+        inner.run(Log())
+
+    async def nested_async(self: Any, context: Log) -> None:
+        await inner.arun(Log())
+        await sync_to_async(inner.run)(Log())
+
+    outer = adhoc(
+        storage,
+        make_step("Out", calls, act=nested),
+        make_step("Aout", calls, is_async=True),
+    )
+    outer.definition.steps["Aout"].act = nested_async  # type: ignore[method-assign]
+
+    async def view() -> None:
+        await outer.arun(Log())
+        await sync_to_async(outer.run)(Log())
+
+    outer.run(Log())
+    async_to_sync(view)()
+    assert calls.count("act In") == calls.count("act Ain") == 9
+
+
+def test_a_timeout_ends_an_async_handler_under_both_drivers(
+    storage: SagaStorage, calls: Calls
+) -> None:
+    async def hang(self: Any, context: Log) -> None:
+        calls.note()
+        await asyncio.sleep(600)
+
+    step = make_step("A", calls, is_async=True, timeout=0.05)
+    step.act = hang  # type: ignore[method-assign]
+    with pytest.raises(SagaFailed, match="TimeoutError"):
+        adhoc(storage, step).run(Log())
+    with pytest.raises(SagaFailed, match="TimeoutError"):
+        async_to_sync(adhoc(storage, step).arun)(Log())
+    assert calls == ["act A", "compensate A"] * 2, "its outcome is unknown"
+
+
+def test_a_timeout_ends_a_sync_handler_in_the_main_thread(
+    storage: SagaStorage, calls: Calls
+) -> None:
+    def hang(context: Log) -> None:
+        try:
+            time.sleep(600)
+        except Exception:  # what a careless handler does must not swallow it
+            calls.append("swallowed")
+
+    step = make_step("A", calls, act=hang, timeout=0.05)
+    with pytest.raises(SagaFailed, match=r"longer than its timeout of 0.05 s"):
+        adhoc(storage, step).run(Log())
+    assert calls == ["act A", "compensate A"]
+
+
+def test_a_late_sync_handler_in_another_thread_is_logged_and_done(
+    storage: SagaStorage, calls: Calls, caplog: pytest.LogCaptureFixture
+) -> None:
+    def slow(context: Log) -> None:
+        deadline = current_step().deadline
+        while deadline is not None and time.monotonic() < deadline:
+            pass
+
+    saga = adhoc(storage, make_step("A", calls, act=slow, timeout=0.05))
+    with caplog.at_level(logging.WARNING, "django_saga"):
+        execution = async_to_sync(saga.arun)(Log())
+    assert execution.status == "COMPLETED"
+    assert "longer than its timeout of 0.05 s, and is done" in caplog.text
+
+
+def test_the_alarm_spares_the_database_layer_and_keeps_the_connection_sound(calls: Calls) -> None:
+    from django.db import connection
+
+    def in_query(context: Log) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_sleep(0.3)")
+        calls.append("query done")
+        time.sleep(600)
+
+    with pytest.raises(SagaFailed):
+        adhoc(DjangoSagaStorage(), make_step("A", calls, act=in_query, timeout=0.05)).run(Log())
+    assert calls == ["act A", "query done", "compensate A"]
+    assert connection.is_usable()
+    assert not connection.in_atomic_block
+
+
+@pytest.fixture
+def events() -> Iterator[list[tuple[str, str]]]:
+    """The signals that were sent, to a sync and to an async receiver."""
+    seen: list[tuple[str, str]] = []
+
+    def receive(sender: Any, signal: Any, execution: Any, **extra: Any) -> None:
+        record = extra.get("record")
+        seen.append((names[signal], str(record) if record else execution.status))
+
+    async def areceive(sender: Any, signal: Any, **extra: Any) -> None:
+        seen.append((names[signal], "async"))
+
+    def broken(**extra: Any) -> None:
+        raise RuntimeError("a receiver that fails")
+
+    names = {
+        value: key
+        for key, value in vars(signals).items()
+        if key.startswith("s") and key != "signals"
+    }
+    for signal in names:
+        signal.connect(receive)
+        signal.connect(areceive)
+        signal.connect(broken)
+    yield seen
+    for signal in names:
+        signal.disconnect(receive)
+        signal.disconnect(areceive)
+        signal.disconnect(broken)
+
+
+@pytest.mark.parametrize("driver", ["sync", "async"])
+def test_signals_are_sent_after_each_commit_to_receivers_of_both_kinds_robustly(
+    storage: SagaStorage, calls: Calls, events: list[tuple[str, str]], driver: str
+) -> None:
+    saga = adhoc(
+        storage, make_step("A", calls), make_step("B", calls, act=raises(RuntimeError("no")))
+    )
+    with pytest.raises(SagaFailed):
+        saga.run(Log()) if driver == "sync" else async_to_sync(saga.arun)(Log())
+    assert [event for event in events if event[1] != "async"] == [
+        ("saga_started", "RUNNING"),
+        ("step_completed", "A.act #1 DONE"),
+        ("step_failed", "B.act #1 FAILED"),
+        ("saga_compensating", "COMPENSATING"),
+        ("step_compensated", "A.compensate #1 DONE"),
+        ("saga_failed", "FAILED"),
+    ]
+    assert len(events) == 12
