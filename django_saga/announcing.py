@@ -21,8 +21,8 @@ def announce(run: Run, events: tuple[str, ...], saved: Saved | None) -> Flow[Non
     for event in events:
         _log(run, event, record)
         if getattr(signals, event).receivers:
-            with_record = record if event.startswith("step_") else None
-            yield Announce(event, run, with_record and _record(run, with_record, saved))
+            told = _record(run, record, saved) if record and event.startswith("step_") else None
+            yield Announce(event, run, told)
 
 
 def _record(run: Run, record: Record, saved: Saved | None) -> SagaStepRecord:

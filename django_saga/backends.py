@@ -35,7 +35,7 @@ class Backend(ABC):
         return delay + conf.LEASE
 
     def hand_over(self, saga: Saga[Any], saga_id: UUID, delay: float) -> None:
-        """Have it driven in ``delay`` seconds; what goes wrong is logged, recovery makes up for it."""
+        """Have it driven in ``delay`` seconds; a fault is logged, recovery makes up for it."""
         try:
             self.send(saga, saga_id, delay)
         except Exception as error:

@@ -39,7 +39,7 @@ def check_settings(
     try:
         get_backend()
     except SagaError as error:
-        hint = "Install the extra: pip install 'django-saga[rq]'." if _lacks_rq() else None
+        hint = "Install the extra: pip install 'django-saga[rq]'." if _lacks_rq() else ""
         found.append(Error(str(error), hint=hint, id="django_saga.E003"))
     if not settings.USE_TZ:
         hint = "Set USE_TZ = True; leases and waits are stored in UTC."
@@ -63,8 +63,7 @@ def check_sagas(
         if first is not saga:
             found.append(
                 Error(
-                    f"The saga name {saga.name!r} is taken by {first.__module__}.{first.__qualname__}"
-                    f" and by {saga.__module__}.{saga.__qualname__}.",
+                    f"The saga name {saga.name!r} is taken by {_path(first)} and by {_path(saga)}.",
                     hint="Give one of them a name of its own.",
                     obj=saga,
                     id="django_saga.E004",
@@ -76,6 +75,10 @@ def check_sagas(
             hint = "Use types that msgspec carries through JSON."
             found.append(Error(str(error), hint=hint, obj=saga, id="django_saga.E005"))
     return found
+
+
+def _path(saga: type) -> str:
+    return f"{saga.__module__}.{saga.__qualname__}"
 
 
 @register("django_saga")
@@ -100,7 +103,7 @@ def check_sqlite(
 
 @register(Tags.database)
 def check_database(databases: Sequence[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
-    """E006 a database that is not supported; asks the server, so only where databases are checked."""
+    """E006 a database that is not supported; asks the server, so with --database only."""
     connection = _connection()
     if connection.alias not in (databases or ()) or _is_supported(connection):
         return []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import cache, lru_cache
+from functools import lru_cache
 from math import isfinite
 from typing import Any, Generic, TypeVar, get_type_hints
 
@@ -16,8 +16,8 @@ class SagaContext:
     """The base of every context; derive from it and decorate with ``@dataclass``.
 
     Fields may hold whatever msgspec carries through JSON and back with its type: numbers, str,
-    Decimal, UUID, date, datetime, time, timedelta, Enum, bytes, set, tuple, list, dict, Optional and
-    nested dataclasses. Store the ids that a compensation needs.
+    Decimal, UUID, date, datetime, time, timedelta, Enum, bytes, set, tuple, list, dict, Optional
+    and nested dataclasses. Store the ids that a compensation needs.
     """
 
 
@@ -27,18 +27,19 @@ ContextT = TypeVar("ContextT", bound=SagaContext)
 class ContextCodec(Generic[ContextT]):
     """Stores and restores contexts of one class."""
 
-    def __init__(self, context_type: type[ContextT]) -> None:
-        if not (isinstance(context_type, type) and dataclasses.is_dataclass(context_type)):
+    def __init__(self, context_type: Any) -> None:
+        if not dataclasses.is_dataclass(context_type):
             raise InvalidDefinition(
                 f"The context {context_type!r} is not a dataclass; decorate it with @dataclass."
             )
-        self.context_type = context_type
-        self._fields = [field.name for field in dataclasses.fields(context_type) if field.init]
+        self.context_type: type[ContextT] = context_type
+        self._fields: list[str] = [field.name for field in dataclasses.fields(context_type) if field.init]
         try:
-            self._decoder = msgspec.json.Decoder(context_type)
+            self._decoder: msgspec.json.Decoder[ContextT] = msgspec.json.Decoder(context_type)
         except (TypeError, NameError) as error:
             raise InvalidDefinition(
-                f"The context {context_type.__qualname__} has a field that cannot be stored: {error}"
+                f"The context {context_type.__qualname__} has a field that cannot be stored: "
+                f"{error}"
             ) from error
 
     def encode(self, context: ContextT, *, limit: int) -> str:
@@ -131,11 +132,5 @@ _UNSTORABLE = (TypeError, ValueError, OverflowError, RecursionError, AttributeEr
 
 
 @lru_cache(maxsize=256)
-def _decoder_of(context_type: type, name: str) -> msgspec.json.Decoder[Any]:
+def _decoder_of(context_type: Any, name: str) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(get_type_hints(context_type, include_extras=True)[name])
-
-
-@cache
-def codec_for(context_type: type[ContextT]) -> ContextCodec[ContextT]:
-    """The codec of a context class, built once."""
-    return ContextCodec(context_type)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from django_saga.context import ContextCodec, SagaContext, codec_for
+from django_saga.context import ContextCodec, SagaContext
 from django_saga.exceptions import InvalidDefinition, UnknownSaga
 from django_saga.machine import Plan, StepRules
 from django_saga.steps import Fallback, SagaStepHandler, StepType, context_type_of, rules_of
@@ -27,7 +27,7 @@ class Definition:
     @cached_property
     def codec(self) -> ContextCodec[Any]:
         """Built when first needed: annotations may name what is defined after the saga."""
-        return codec_for(self.context_type)
+        return ContextCodec(self.context_type)
 
     def require(self, names: Sequence[str]) -> None:
         """Raise UnknownSaga unless every one of the steps is still defined."""
@@ -35,8 +35,8 @@ class Definition:
         if missing:
             raise UnknownSaga(
                 f"{self.owner} no longer defines {', '.join(missing)}, which this execution's plan "
-                "names. Bring the step back in retired_steps, or name it in the aliases of the step "
-                "that replaced it; then retry."
+                "names. Bring the step back in retired_steps, or name it in the aliases of the "
+                "step that replaced it; then retry."
             )
 
 
@@ -46,7 +46,7 @@ def define(
     retired_steps: Sequence[StepType] = (),
     context_type: object = None,
 ) -> Definition:
-    """Check a saga's declaration; raises :class:`InvalidDefinition` naming saga, position and step."""
+    """Check a declaration; raises :class:`InvalidDefinition` naming saga, position and step."""
     entries = _entries(owner, steps)
     context = _context_type(owner, entries, context_type)
     by_name: dict[str, StepType] = {}

@@ -1,4 +1,4 @@
-"""Two thin drivers: they do what a flow asks for, one blocking, one awaiting. No rule lives here."""
+"""Two thin drivers: they do what a flow asks for, one blocking, one awaiting. No rule is here."""
 
 from __future__ import annotations
 
@@ -281,7 +281,7 @@ def _close(awaitable: Any) -> None:
 
 
 def _payload(ask: Announce) -> dict[str, Any]:
-    payload = {"execution": ask.run.execution}
+    payload: dict[str, Any] = {"execution": ask.run.execution}
     if ask.record is not None:
         payload["record"] = ask.record
     return payload

@@ -1,7 +1,7 @@
 """The way of a saga from its start to its end, as flows for either driver.
 
-It decides nothing that :mod:`django_saga.machine` could: it carries outcomes there and transitions to
-the storage.
+It decides nothing that :mod:`django_saga.machine` could: it carries outcomes there and
+transitions to the storage.
 """
 
 from __future__ import annotations

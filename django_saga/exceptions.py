@@ -13,7 +13,7 @@ class SagaError(Exception):
 
 
 class InvalidDefinition(SagaError):
-    """A saga or a step handler is declared wrongly; the message names the saga, the position and the step."""
+    """A saga or a step is declared wrongly; the message names saga, position and step."""
 
 
 class InvalidContext(SagaError):
@@ -29,7 +29,7 @@ class SagaNotFound(SagaError):
 
 
 class SagaAlreadyRunning(SagaError):
-    """Another driver holds the lease of this execution; wait for it, or for its lease to run out."""
+    """Another driver holds the lease of this execution; wait for it, or for the lease's end."""
 
 
 class LeaseLost(SagaError):
@@ -74,11 +74,11 @@ class SagaFailed(_Ended):
 
 
 class SagaStuck(_Ended):
-    """An execution cannot go on by itself; ``execution.stuck_reason`` says why. Retry it in the admin."""
+    """It cannot go on by itself; ``execution.stuck_reason`` says why. Retry it in the admin."""
 
 
 class Abort(SagaError):
-    """Raised by a handler: a known failure without effect. No retry, no fallback, compensate now."""
+    """Raised by a handler: a known failure. No retry, no fallback, compensate now."""
 
 
 class RetryLater(SagaError):

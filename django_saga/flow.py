@@ -1,8 +1,8 @@
 """What a flow is, what it asks of its driver, and the run that it carries along.
 
-A flow is a generator. It yields what is to be done (:class:`Do`, :class:`Call`, ...), and is sent what
-came of it or thrown what was raised; :mod:`django_saga.drivers` does it, blocking or awaiting. So the
-way of a saga is written once, for both kinds.
+A flow is a generator. It yields what is to be done (:class:`Do`, :class:`Call`, ...), and is sent
+what came of it or thrown what was raised; :mod:`django_saga.drivers` does it, blocking or awaiting.
+So the way of a saga is written once, for both kinds.
 """
 
 from __future__ import annotations

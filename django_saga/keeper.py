@@ -1,7 +1,7 @@
 """One thread per process that renews the leases of steps that take long.
 
-A step shorter than a third of its lease never meets it. The thread has a connection of its own, opened
-for each renewal: it must not share one with the very step that it protects.
+A step shorter than a third of its lease never meets it. The thread has a connection of its own,
+opened for each renewal: it must not share one with the very step that it protects.
 """
 
 from __future__ import annotations

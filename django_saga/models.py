@@ -1,4 +1,4 @@
-"""The rows: one per execution, one per finished attempt. Only the storage and operations write them."""
+"""The rows: one per execution, one per finished attempt. The storage alone writes them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from django_saga.machine import Action, Effect, Error, Plan, State
 
 
 class SagaExecution(models.Model):
-    """One run of a saga. Columns that never change come first: PostgreSQL logs only what follows."""
+    """One run of a saga. Columns that never change come first: PostgreSQL logs what follows."""
 
     class Status(models.TextChoices):
         """See :class:`django_saga.machine.Status`."""
@@ -51,7 +51,7 @@ class SagaExecution(models.Model):
     in_flight = models.BooleanField(_("in flight"))
     effects = models.JSONField(_("effects"))
     recoveries = models.PositiveIntegerField(_("recoveries"))
-    fallback_context = models.TextField(_("fallback context"), null=True)
+    fallback_context = models.TextField(_("fallback context"), null=True)  # noqa: DJ001
     failed_step = models.CharField(_("failed step"), max_length=100, blank=True)
     error_type = models.CharField(_("error type"), max_length=255, blank=True)
     error_message = models.TextField(_("error message"), blank=True)
@@ -158,7 +158,7 @@ def columns_of(state: State) -> dict[str, Any]:
 
 def new_id() -> uuid.UUID:
     """An id for a new execution; in order of time where Python can (3.14), which indexes like."""
-    return getattr(uuid, "uuid7", uuid.uuid4)()  # type: ignore[no-any-return]
+    return getattr(uuid, "uuid7", uuid.uuid4)()
 
 
 class SagaStepRecord(models.Model):

@@ -67,8 +67,8 @@ def sweep(
 ) -> Generator[Recovered, None, None]:
     """Claim what is due, oldest first, and drive it here, or hand it over to the backend.
 
-    ``inline``: drive here; default: unless the backend's own workers do. Each execution is isolated from the
-    others; any number of sweeps may run at once, in any number of processes. Closed early, it ends after
+    ``inline``: drive here; default: unless the backend's own workers do. Each execution is isolated
+    from the others; any number of sweeps may run at once, in any number of processes. Closed early, it ends after
     the execution in hand and releases what it had claimed beyond that.
 
     Raises StorageUnavailable where the database is away, InsideTransaction.
@@ -137,9 +137,7 @@ def _drive_one(claim: Claim, storage: SagaStorage) -> Recovered:
     return Recovered(claim.saga, claim.id, execution.status, execution.stuck_reason)
 
 
-def _hand_over_all(
-    claims: list[Claim], storage: SagaStorage
-) -> Generator[Recovered, None, bool]:
+def _hand_over_all(claims: list[Claim], storage: SagaStorage) -> Generator[Recovered, None, bool]:
     """Tell the backend of each; False, and the others left as they were, once it cannot be told."""
     waiting = deque(claims)
     try:

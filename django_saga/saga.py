@@ -37,8 +37,9 @@ class _DefaultName:
 class Saga(Generic[ContextT]):
     """A business transaction over several services, as a list of steps.
 
-    Declare a class, ``class OrderSaga(Saga[OrderContext])`` with ``steps``, in an app's ``sagas.py``; or
-    make one ad hoc, ``Saga(steps=[...])``, which only the code that made it can resume.
+    Declare a class, ``class OrderSaga(Saga[OrderContext])`` with ``steps``, in an app's
+    ``sagas.py``; or make one ad hoc, ``Saga(steps=[...])``, which only the code that made it can
+    resume: recovery finds no class of its name, and ends it as STUCK.
     """
 
     name: ClassVar[str] = _DefaultName()  # type: ignore[assignment]
@@ -48,7 +49,7 @@ class Saga(Generic[ContextT]):
     """The steps, in order."""
 
     retired_steps: ClassVar[Sequence[StepType]] = ()
-    """Steps that are no longer in ``steps``, but still in plans of executions that have not ended."""
+    """Steps that are no longer in ``steps``, but in plans of executions that have not ended."""
 
     storage: SagaStorage
     """Where executions are kept; default: the project's database."""
@@ -106,8 +107,8 @@ class Saga(Generic[ContextT]):
         """Drive the saga in this thread and return its execution, completed.
 
         Where it has to wait longer than ``INLINE_WAIT`` it is handed over to the backend, and the
-        execution returned is not final. With the ``saga_id`` of an execution that exists, that one is
-        resumed, with its stored context, or its recorded outcome returned.
+        execution returned is not final. With the ``saga_id`` of an execution that exists, that one
+        is resumed, with its stored context, or its recorded outcome returned.
 
         Raises SagaFailed (all is compensated), SagaStuck, SagaAlreadyRunning, SagaNotFound (the id
         belongs to another saga), InvalidContext, InsideTransaction, LeaseLost.

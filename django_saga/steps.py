@@ -23,7 +23,7 @@ class SagaStepHandler(Generic[ContextT_contra]):
 
     Both are called at least once: after a crash the same action runs again, with the same
     ``current_step().idempotency_key``. An exception from ``act`` says that it had no effect, unless
-    its type is in ``uncertain``; a step that failed is not compensated, one whose outcome is unknown is.
+    its type is in ``uncertain``; a step that failed is not compensated, an unknown one is.
     """
 
     name: ClassVar[str]
@@ -79,8 +79,8 @@ class Fallback:
     """A step, and another that stands in for it when it fails.
 
     The context is first restored to what it was before ``step``; if the outcome of ``step`` is
-    unknown, it is compensated first. ``failure_exceptions`` are the errors that ``fallback`` stands in
-    for, all when empty. While ``circuit_breaker`` is open, ``step`` is not called at all.
+    unknown, it is compensated first. ``failure_exceptions`` are the errors that ``fallback`` stands
+    in for, all when empty. While ``circuit_breaker`` is open, ``step`` is not called at all.
     """
 
     step: StepType
@@ -114,7 +114,7 @@ class CurrentStep:
 
     @property
     def idempotency_key(self) -> str:
-        """The same for every attempt of this action of this step; hand it to the service you call."""
+        """The same for every attempt of this action; hand it to the service you call."""
         return f"{self.saga_id}:{self.step}:{self.action}"
 
     @property
@@ -173,6 +173,6 @@ def _validate(step: StepType) -> None:
         raise InvalidDefinition(f"{where}: aliases must be a list of names, not one string.")
     if step.atomic and any(map(inspect.iscoroutinefunction, (step.act, step.compensate))):
         raise InvalidDefinition(
-            f"{where}: an atomic step runs inside a Django transaction, which cannot span an await; "
-            "declare act and compensate with plain def, or drop atomic = True."
+            f"{where}: an atomic step runs inside a Django transaction, which cannot span an "
+            "await; declare act and compensate with plain def, or drop atomic = True."
         )

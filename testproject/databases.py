@@ -14,7 +14,7 @@ ENGINES = {
 }
 # SQLite's own default takes the write lock in the middle of a transaction, where waiting for it
 # is impossible: concurrent writers then fail with "database is locked".
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "mysql": {"charset": "utf8mb4"},
     "sqlite3": {"transaction_mode": "IMMEDIATE", "timeout": 20},
 }

@@ -76,8 +76,8 @@ class SagaStorage(ABC):
     ) -> Claim | None:
         """Store a new execution; None where the id is taken.
 
-        With ``lease`` it is leased for so many seconds, and refused in a caller's transaction; without,
-        it joins that.
+        With ``lease`` it is leased for so many seconds, and refused in a caller's transaction;
+        without, it joins that.
         """
 
     @abstractmethod
@@ -92,15 +92,15 @@ class SagaStorage(ABC):
     ) -> Claim:
         """Lease an execution if its lease is free or past, or is held under ``token``.
 
-        An execution that has ended is returned as it is. Raises SagaNotFound (also when it belongs to
-        another ``saga``) and SagaAlreadyRunning.
+        An execution that has ended is returned as it is. Raises SagaNotFound (also when it belongs
+        to another ``saga``), SagaAlreadyRunning and InsideTransaction.
         """
 
     @abstractmethod
     def checkpoint(self, checkpoint: Checkpoint, *, inside: bool = False) -> Saved:
         """Make a transition durable; raises LeaseLost, having written nothing.
 
-        ``inside``: as part of the open :meth:`atomic` block, else InsideTransaction is raised in one.
+        ``inside``: within an open :meth:`atomic` block; else InsideTransaction is raised in one.
         """
 
     @abstractmethod
@@ -139,7 +139,7 @@ class SagaStorage(ABC):
 
     @abstractmethod
     def on_commit(self, function: Callable[[], object]) -> None:
-        """Call after the caller's transaction committed, or now where there is none; never raises."""
+        """Call after the caller's transaction committed, or now where there is none."""
 
     @abstractmethod
     def refuse_transaction(self) -> None:

@@ -195,16 +195,15 @@ class DjangoSagaStorage(SagaStorage):
         change, times = (sql.take, (lease, driver)) if lease else (sql.leave_alone, (grace,))
         with _translated(connection):
             if lease is None and grace is None:
-                query = f"SELECT {sql.row} FROM {EXECUTIONS} WHERE id IN ({sql.due})"
-                return _oldest_first(self._rows(_unlocked(query, sql), which))
-            if sql.dialect.one_statement:
+                query = sql.due.replace("SELECT id", f"SELECT {sql.row}")
+                return self._rows(_unlocked(query, sql), which)
+            if sql.dialect.returns_updates:
                 # Materialized, or the planner may run the sub-select again and claim more.
                 update = (
                     f"WITH due AS MATERIALIZED ({sql.due}) UPDATE {EXECUTIONS} SET {change} "
-                    f"FROM due WHERE {EXECUTIONS}.id = due.id"
+                    "WHERE id IN (SELECT id FROM due)"
                 )
-                row = sql.row.replace("*", f"{EXECUTIONS}.*")
-                return _oldest_first(self._rows(f"{update} RETURNING {row}", (*which, *times)))
+                return _oldest_first(self._rows(f"{update} RETURNING {sql.row}", (*which, *times)))
             with transaction.atomic(using=self.alias):
                 with connection.cursor() as cursor:
                     cursor.execute(sql.due, which)

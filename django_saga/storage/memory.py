@@ -1,4 +1,4 @@
-"""Executions and records in this process alone: for tests, and for sagas that need not outlive it."""
+"""Executions and records in this process alone: for tests, and for what need not outlive it."""
 
 from __future__ import annotations
 
@@ -111,8 +111,8 @@ class MemorySagaStorage(SagaStorage):
                 or stored.attempt != before.attempt
             ):
                 raise LeaseLost(
-                    f"Saga execution {checkpoint.id} was taken over while step {before.step} was in "
-                    f"{before.action}; nothing was written."
+                    f"Saga execution {checkpoint.id} was taken over while step {before.step} was "
+                    f"in {before.action}; nothing was written."
                 )
             now = self._clock()
             row.state = checkpoint.after

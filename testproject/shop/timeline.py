@@ -62,11 +62,12 @@ def styled(style: Style, word: str, width: int = 0) -> str:
     return str(paint(f"{word:{width}}"))
 
 
-def effects(ledger: dict[str, Any]) -> Iterator[str]:
-    """A line for each that the services have written for an order."""
+def effects(ledger: dict[str, Any]) -> str:
+    """What the services have written for an order, in its order."""
     standing = {line["id"] for line in ledger["standing"]}
+    undos = {"refund", "cancel", "block"}
+    told = []
     for line in sorted(ledger["effects"] + ledger["blocked"], key=lambda line: str(line["time"])):
-        mark = "stands" if line["id"] in standing else "undone"
-        if line["verb"] in ("refund", "cancel", "block"):
-            mark = ""
-        yield f"{line['service']:9} {line['verb']:7} {mark}"
+        mark = "" if line["verb"] in undos else " (stands)" if line["id"] in standing else " (undone)"
+        told.append(f"{line['service']}.{line['verb']}{mark}")
+    return ", ".join(told) or "nothing"

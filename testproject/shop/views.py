@@ -10,19 +10,19 @@ from django.shortcuts import redirect, render
 from django.views.decorators.http import require_POST
 
 from testproject.services import Services
-from testproject.shop.models import Order
+from testproject.shop.models import Order, Product
 from testproject.shop.sagas import OrderContext, OrderSaga
 from testproject.shop.streaming import events
-from testproject.shop.timeline import executions
+from testproject.shop.timeline import context_of, executions
 
 OrderForm = modelform_factory(Order, fields=["product", "quantity", "address"])
 NO_COURIER = {"status": 422, "message": "no courier goes there today"}
 
 
 def index(request: HttpRequest) -> HttpResponse:
-    form = OrderForm(initial={"product": 1, "address": "1 Main Street"})
-    latest = executions().order_by("-created_at")[:12]
-    return render(request, "shop/index.html", {"form": form, "executions": latest})
+    form = OrderForm(initial={"product": Product.objects.first(), "address": "1 Main Street"})
+    latest = [(context_of(row).order_id, row) for row in executions().order_by("-created_at")[:12]]
+    return render(request, "shop/index.html", {"form": form, "latest": latest})
 
 
 @require_POST

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from django.utils import timezone
 from django_saga import SagaFailed
 from django_saga.models import SagaExecution
 from testproject.services import ACTS, UNDOS, Services, running
-from testproject.shop import audit
+from testproject.shop import audit, serving
 from testproject.shop.models import Order, Product
 from testproject.shop.sagas import OrderContext, OrderSaga
 from testproject.shop.timeline import context_of, effects, executions, styled, timeline
@@ -63,6 +64,16 @@ class Command(BaseCommand):
             else:
                 self.invite(port)
 
+    def serve(self, services: Services, port: int) -> None:
+        for path in (*ACTS, *UNDOS):
+            services.behave(path, delay=WATCHABLE)
+        self.say(
+            f"The shop:   http://127.0.0.1:{port}/",
+            f"The admin:  http://127.0.0.1:{port}/admin/  (user: {USER}, password: {PASSWORD})",
+            "Ctrl-C ends them.",
+        )
+        sys.exit(serving.serve(port))
+
     def prepare(self) -> None:
         """Bring the database, the demo's user and the stock to where each start wants them."""
         call_command("migrate", verbosity=0)
@@ -99,6 +110,8 @@ class Command(BaseCommand):
     # The three orders
 
     def run_orders(self, services: Services) -> None:
+        # The timelines say it all: without a handler the warnings would be on the terminal too.
+        logging.getLogger("django_saga").addHandler(logging.NullHandler())
         self.say(f"Payments and courier: process {services.pid} at {services.url}")
         self.say(f"Their ledger:         {settings.SHOP_LEDGER}")
         self.complete(services)
@@ -140,7 +153,7 @@ class Command(BaseCommand):
         self.say(
             f"  Process {process.pid} ran it. The payment service took the money and had not yet "
             "answered,",
-            f"  when process {process.pid} was killed. This is what is left of it:",
+            f"  when it was killed (exit status {process.returncode}). This is what it left behind:",
         )
         self.show(order, services)
         self.say("", f"  Its lease of {LEASE} s runs out; then: manage.py recover_sagas")
@@ -173,10 +186,11 @@ class Command(BaseCommand):
         execution = SagaExecution.objects.get(pk=order.saga_id)
         for line in timeline(execution, self.style):
             self.say(f"  {line}")
-        for line in effects(services.effects(order.pk)):
-            self.say(f"  in the ledger: {line}")
         stock = Product.objects.get(pk=order.product_id)
-        self.say(f"  in stock: {stock.in_stock} of {stock.supplied} ({stock})")
+        self.say(
+            f"  In the services' ledger: {effects(services.effects(order.pk))}",
+            f"  In stock: {stock.in_stock} of {stock.supplied} ({stock})",
+        )
 
     def prove(self, services: Services) -> None:
         ledger = services.effects()
@@ -212,10 +226,3 @@ class Command(BaseCommand):
         for line in lines:
             self.stdout.write(line)
         self.stdout.flush()
-
-    # Serving
-
-    def serve(self, services: Services, port: int) -> None:
-        for path in (*ACTS, *UNDOS):
-            services.behave(path, delay=WATCHABLE)
-        ...
