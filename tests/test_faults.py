@@ -1,0 +1,160 @@
+"""A connection that is lost around a checkpoint, and zombies: nothing is doubled, nothing undone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+from django.contrib.auth.models import Group
+from django.db import OperationalError, connection, connections
+from django.db.backends.utils import CursorWrapper
+
+from django_saga import LeaseLost, Saga, SagaFailed, recover_saga
+from django_saga.conf import conf
+from django_saga.models import SagaExecution
+from django_saga.storage import DjangoSagaStorage
+from django_saga.storage.sql import EXECUTIONS
+from tests.steps import Calls, Log, make_step, raises
+
+pytestmark = pytest.mark.usefixtures("committing_databases")
+
+
+@pytest.fixture
+def calls() -> Calls:
+    return Calls()
+
+
+def write_group(context: Log) -> None:
+    Group.objects.create(name=f"group of {context.number}")
+
+
+def delete_group(context: Log) -> None:
+    Group.objects.filter(name=f"group of {context.number}").delete()
+
+
+def mixed_saga(calls: Calls, *, fail: bool = False) -> Saga[Any]:
+    """An atomic step between two others, the last of which may fail."""
+    steps = [
+        make_step("A", calls),
+        make_step("B", calls, act=write_group, compensate=delete_group, atomic=True),
+        make_step("C", calls, act=raises(RuntimeError("no")) if fail else None),
+    ]
+    return Saga(steps=steps, name="tests.faults")
+
+
+class Fault:
+    """Loses the connection around the n-th statement on executions, before or after it ran."""
+
+    def __init__(self, at: int, after: bool) -> None:
+        self.left, self.after, self.fired = at, after, False
+
+    def __call__(
+        self, execute: Callable[..., Any], sql: str, params: Any, many: bool, context: Any
+    ) -> Any:
+        ours = EXECUTIONS in sql and not sql.startswith("INSERT")
+        self.left -= ours
+        if not ours or self.left or self.fired:
+            return execute(sql, params, many, context)
+        self.fired = True
+        if self.after:
+            execute(sql, params, many, context)
+        cursor: CursorWrapper = context["cursor"]
+        terminate(cursor.connection.info.backend_pid)
+        if self.after:
+            raise OperationalError("the connection is lost")
+        return execute(sql, params, many, context)
+
+
+def terminate(pid: int) -> None:
+    """End a session of the server's from another connection."""
+    other = connections.create_connection("default")
+    with other.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(%s)", [pid])
+    other.close()
+
+
+@contextmanager
+def losing_the_connection(at: int, after: bool) -> Iterator[Fault]:
+    fault = Fault(at, after)
+    with connection.execute_wrapper(fault):
+        yield fault
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["lost before", "lost after"])
+@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize("driver", ["sync", "async"])
+def test_a_lost_connection_at_a_checkpoint_doubles_and_undoes_nothing(
+    calls: Calls, at: int, after: bool, driver: str
+) -> None:
+    saga, context = mixed_saga(calls), Log(number=at)
+    with losing_the_connection(at, after) as fault:
+        execution = saga.run(context) if driver == "sync" else async_to_sync(saga.arun)(context)
+    assert fault.fired
+    assert execution.status == "COMPLETED"
+    assert Group.objects.filter(name=f"group of {at}").count() == 1
+    assert calls.count("act A") == calls.count("act C") == 1
+    assert not [call for call in calls if call.startswith("compensate")]
+    Group.objects.all().delete()
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["lost before", "lost after"])
+@pytest.mark.parametrize("at", [1, 2, 3, 4, 5])
+def test_a_lost_connection_while_compensating_leaves_all_undone(
+    calls: Calls, at: int, after: bool
+) -> None:
+    with losing_the_connection(at, after) as fault, pytest.raises(SagaFailed):
+        mixed_saga(calls, fail=True).run(Log(number=at))
+    assert fault.fired
+    assert not Group.objects.exists()
+    assert calls.count("compensate A") == 1
+
+
+def test_a_zombie_writes_nothing_and_its_atomic_writes_roll_back(calls: Calls) -> None:
+    def act(context: Log) -> None:
+        write_group(context)
+        other = connections.create_connection("default")
+        with other.cursor() as cursor:
+            cursor.execute(f"UPDATE {EXECUTIONS} SET token = token + 1 WHERE status = 'RUNNING'")
+        other.close()
+
+    with pytest.raises(LeaseLost, match="was taken over while step A"):
+        Saga(steps=[make_step("A", calls, act=act, atomic=True)], name="tests.zombie").run(Log())
+    assert not Group.objects.exists()
+
+
+def test_a_lease_that_ran_out_is_taken_over_and_the_lost_attempt_is_recorded(calls: Calls) -> None:
+    class Takeover(Saga[Log]):
+        name = "tests.takeover"
+        steps = [make_step("A", calls), make_step("B", calls)]
+
+    storage = DjangoSagaStorage()
+    transaction = Takeover().transaction(Log())
+    next(iter(transaction))
+    SagaExecution.objects.filter(pk=transaction.saga_id).update(lease_until="2020-01-01T00:00Z")
+    execution = recover_saga(transaction.saga_id)
+    assert execution.status == "COMPLETED"
+    outcomes = [(r.step, r.attempt, r.outcome) for r in storage.history(execution.id)]
+    assert outcomes == [("A", 1, "DONE"), ("B", 1, "INTERRUPTED"), ("B", 2, "DONE")]
+    with pytest.raises(LeaseLost):
+        next(iter(transaction))
+    assert calls == ["act A", "act B", "act B"], "the zombie was called, and wrote nothing"
+
+
+def test_the_keeper_renews_the_lease_of_a_long_step(calls: Calls, settings: Any) -> None:
+    settings.DJANGO_SAGA = {"LEASE": 0.6}
+
+    def act(context: Log) -> None:
+        seen: set[Any] = set()
+        while len(seen) < 4:  # the first lease, and three renewals
+            other = connections.create_connection("default")
+            with other.cursor() as cursor:
+                cursor.execute(f"SELECT lease_until FROM {EXECUTIONS} WHERE status = 'RUNNING'")
+                seen.add(cursor.fetchone())
+            other.close()
+
+    saga = Saga(steps=[make_step("A", calls, act=act)], name="tests.long")
+    assert saga.run(Log()).status == "COMPLETED"
+    assert conf.LEASE == 0.6
