@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from functools import lru_cache
-from math import isfinite
 from typing import Any, Generic, TypeVar, get_type_hints
 
 import msgspec
@@ -33,7 +32,7 @@ class ContextCodec(Generic[ContextT]):
                 f"The context {context_type!r} is not a dataclass; decorate it with @dataclass."
             )
         self.context_type: type[ContextT] = context_type
-        self._fields: list[str] = [field.name for field in dataclasses.fields(context_type) if field.init]
+        self._fields: list[str] = [field.name for field in dataclasses.fields(context_type)]
         try:
             self._decoder: msgspec.json.Decoder[ContextT] = msgspec.json.Decoder(context_type)
         except (TypeError, NameError) as error:
@@ -48,18 +47,13 @@ class ContextCodec(Generic[ContextT]):
         Raises :class:`InvalidContext`, naming the field, for what could not be restored later or
         takes more than ``limit`` bytes.
         """
-        if not isinstance(context, self.context_type):
+        if type(context) is not self.context_type:
             raise InvalidContext(
                 f"Expected a {self.context_type.__qualname__}, got {type(context).__qualname__}."
             )
         try:
-            encoded = _ENCODER.encode(context)
-            # Decoded here, not first after a crash: what a handler put into a field of another
-            # type would otherwise be found when nobody can mend it any more.
-            self._decoder.decode(encoded)
-            if b"null" in encoded:
-                _refuse_non_finite(msgspec.to_builtins(context))
-        except (*_UNSTORABLE, msgspec.MsgspecError) as error:
+            encoded = _prove(context, self._decoder)
+        except Exception as error:  # also from a __post_init__
             raise InvalidContext(f"{self._culprit(context)} cannot be stored: {error}") from error
         if len(encoded) > limit:
             name, size = self._largest(context)
@@ -73,7 +67,7 @@ class ContextCodec(Generic[ContextT]):
         """The context from its JSON; raises :class:`InvalidContext`, naming the field."""
         try:
             return self._decoder.decode(stored)
-        except (msgspec.MsgspecError, *_UNSTORABLE) as error:
+        except Exception as error:  # also from a __post_init__
             raise InvalidContext(
                 f"The stored context no longer fits {self.context_type.__qualname__}: {error}"
             ) from error
@@ -86,27 +80,26 @@ class ContextCodec(Generic[ContextT]):
 
     def salvage(self, context: ContextT, stored: str, *, limit: int) -> str:
         """Keep each field that can be stored, and give the others their stored values again."""
-        saved = self.decode(stored)
+        saved, kept = self.decode(stored), stored
         for name in self._fields:
-            value = getattr(context, name, None)
+            before = getattr(saved, name)
             try:
-                trial = dataclasses.replace(saved, **{name: value})  # type: ignore[type-var]
-                self.encode(trial, limit=limit)
-                saved = trial
-            except InvalidContext:
-                object.__setattr__(context, name, getattr(saved, name))
-        return self.encode(saved, limit=limit)
+                object.__setattr__(saved, name, getattr(context, name))
+                kept = self.encode(saved, limit=limit)
+            except (AttributeError, InvalidContext):
+                object.__setattr__(saved, name, before)
+                object.__setattr__(context, name, before)
+        return kept
 
     def _culprit(self, context: ContextT) -> str:
         for name in self._fields:
             try:
                 value = getattr(context, name)
-                _decoder_of(self.context_type, name).decode(_ENCODER.encode(value))
-                _refuse_non_finite(msgspec.to_builtins(value, str_keys=True))
             except AttributeError:
                 return f"The context's field {name!r}, which is missing,"
-            except (msgspec.MsgspecError, *_UNSTORABLE):
-                value = getattr(context, name)
+            try:
+                _prove(value, _decoder_of(self.context_type, name))
+            except Exception:
                 return f"The context's field {name!r} (a {type(value).__qualname__})"
         return "The context"
 
@@ -116,19 +109,34 @@ class ContextCodec(Generic[ContextT]):
         return name, sizes.get(name, 0)
 
 
-def _refuse_non_finite(value: object) -> None:
-    """JSON has no NaN and no infinity: they would come back as None."""
-    if isinstance(value, float) and not isfinite(value):
-        raise ValueError(f"{value} has no form in JSON")
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (list, tuple, set, frozenset)):
-        for item in value:
-            _refuse_non_finite(item)
+def _prove(value: Any, decoder: msgspec.json.Decoder[Any]) -> bytes:
+    """Encode, and decode here rather than first after a crash, when nobody can mend it any more."""
+    encoded = _ENCODER.encode(value)
+    decoded = decoder.decode(encoded)
+    if decoded != value:
+        _refuse_other_types(value, decoded)
+    return encoded
+
+
+def _refuse_other_types(value: Any, decoded: Any) -> None:
+    """Raise for a UUID that comes back as a str, a NaN that comes back as None, and the like."""
+    if type(value) is not type(decoded):
+        if value != decoded:
+            raise TypeError(f"{value!r:.100} would come back as {decoded!r:.100}")
+    elif isinstance(value, (list, tuple)):
+        for pair in zip(value, decoded, strict=True):
+            _refuse_other_types(*pair)
+    elif isinstance(value, dict):
+        _refuse_other_types(list(value), list(decoded))
+        _refuse_other_types(list(value.values()), list(decoded.values()))
+    elif isinstance(value, (set, frozenset)):
+        _refuse_other_types(sorted(value, key=repr), sorted(decoded, key=repr))
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            _refuse_other_types(getattr(value, field.name), getattr(decoded, field.name))
 
 
 _ENCODER = msgspec.json.Encoder(decimal_format="string", uuid_format="canonical")
-_UNSTORABLE = (TypeError, ValueError, OverflowError, RecursionError, AttributeError)
 
 
 @lru_cache(maxsize=256)

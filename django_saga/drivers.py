@@ -6,8 +6,9 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import Awaitable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from asgiref.sync import async_to_sync, sync_to_async
@@ -83,7 +84,7 @@ def _resolve(ask: Resolve) -> Any:
 
 
 def _call(ask: Call) -> Any:
-    if not inspect.iscoroutinefunction(ask.method):
+    if not _is_async(ask.method):
         return call_handler(ask)
     try:
         return async_to_sync(call_async_handler)(ask)
@@ -178,11 +179,14 @@ class AsyncDriver:
         self._pause: asyncio.Future[None] | None = None
         self._run: Any = None
 
-    async def drive(self, flow: Flow[T], run: Any = None) -> T:
+    async def drive(
+        self, flow: Flow[T], run: Any = None, *, give_up: Callable[[T], Flow[None]] | None = None
+    ) -> T:
         """Do all that the flow asks for.
 
         Cancelled, it lets the step in flight finish and be checkpointed, has the flow release the
-        lease and hand the execution over, and only then raises CancelledError.
+        lease and hand the execution over, and only then raises CancelledError. ``give_up`` is what
+        to do with a result that nobody gets any more.
         """
         self._run = run
         task = asyncio.ensure_future(self._drive(flow))
@@ -194,8 +198,9 @@ class AsyncDriver:
                 cancelled = error
                 self._stop()
         if cancelled is not None:
-            if not task.cancelled():
-                task.exception()  # seen; the caller has gone
+            # Asking for the exception marks it as seen; the caller has gone.
+            if not task.cancelled() and task.exception() is None and give_up is not None:
+                await self.drive(give_up(task.result()))
             raise cancelled
         return task.result()
 
@@ -229,7 +234,7 @@ class AsyncDriver:
                 return await _aresolve(ask)
             case Call():
                 self._run = ask.run
-                if inspect.iscoroutinefunction(ask.method):
+                if _is_async(ask.method):
                     return await call_async_handler(ask)
                 return await self._finished(sync_to_async(call_handler)(ask))
             case CallInside():
@@ -269,6 +274,13 @@ async def _aresolve(ask: Resolve) -> Any:
         return await handler if inspect.isawaitable(handler) else handler
     except Exception as error:
         raise HandlerRaised(error) from error
+
+
+def _is_async(method: Any) -> bool:
+    return _is_coroutine_function(getattr(method, "__func__", method))
+
+
+_is_coroutine_function = lru_cache(maxsize=1024)(inspect.iscoroutinefunction)
 
 
 async def _awaited(awaitable: Awaitable[T]) -> T:

@@ -140,6 +140,12 @@ def finish(run: Run) -> Flow[SagaExecution]:
     return outcome(run)
 
 
+def start_and_finish(saga: Saga[Any], context: Any, saga_id: UUID | None) -> Flow[SagaExecution]:
+    """All of :meth:`Saga.run`."""
+    run = yield from start(saga, context, saga_id)
+    return (yield from finish(run))
+
+
 def outcome(run: Run) -> SagaExecution:
     """The execution; raises SagaFailed or SagaStuck for one that ended so."""
     execution = run.execution

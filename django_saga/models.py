@@ -45,17 +45,17 @@ class SagaExecution(models.Model):
 
     status = models.CharField(_("status"), max_length=12, choices=Status.choices)
     step = models.CharField(_("step"), max_length=100, blank=True)
-    action = models.CharField(_("action"), max_length=10)
-    attempt = models.PositiveIntegerField(_("attempt"))
-    failures = models.PositiveIntegerField(_("failures"))
+    action = models.CharField(_("action"), max_length=10, db_default="act")
+    attempt = models.PositiveIntegerField(_("attempt"), db_default=1)
+    failures = models.PositiveIntegerField(_("failures"), db_default=0)
     in_flight = models.BooleanField(_("in flight"))
     effects = models.JSONField(_("effects"))
-    recoveries = models.PositiveIntegerField(_("recoveries"))
+    recoveries = models.PositiveIntegerField(_("recoveries"), db_default=0)
     fallback_context = models.TextField(_("fallback context"), null=True)  # noqa: DJ001
-    failed_step = models.CharField(_("failed step"), max_length=100, blank=True)
-    error_type = models.CharField(_("error type"), max_length=255, blank=True)
-    error_message = models.TextField(_("error message"), blank=True)
-    stuck_reason = models.TextField(_("stuck reason"), blank=True)
+    failed_step = models.CharField(_("failed step"), max_length=100, blank=True, db_default="")
+    error_type = models.CharField(_("error type"), max_length=255, blank=True, db_default="")
+    error_message = models.TextField(_("error message"), blank=True, db_default="")
+    stuck_reason = models.TextField(_("stuck reason"), blank=True, db_default="")
     context = models.TextField(_("context"))
 
     token = models.BigIntegerField(_("fencing token"))
@@ -123,11 +123,16 @@ class SagaExecution(models.Model):
             stuck_reason=self.stuck_reason,
         )
 
-    def assign(self, columns: Mapping[str, Any]) -> None:
-        """Take over column values as :func:`columns_of` gives them."""
-        for name, value in columns.items():
-            setattr(self, name, value)
-        self.effects = msgspec.to_builtins(self.effects)
+    @classmethod
+    def of(cls, alias: str | None, columns: Mapping[str, Any], state: State) -> SagaExecution:
+        """An instance as if read from the row, without reading it; what is not given is None."""
+        known = {**columns, **columns_of(state), "effects": msgspec.to_builtins(state.effects)}
+        names = [field.attname for field in cls._meta.concrete_fields]
+        return cls.from_db(alias, names, [known.get(name) for name in names])
+
+    def assign(self, state: State) -> None:
+        """Take over the columns that a checkpoint of this state wrote."""
+        self.__dict__.update(columns_of(state), effects=msgspec.to_builtins(state.effects))
 
     @property
     def duration(self) -> timedelta:
@@ -189,9 +194,9 @@ class SagaStepRecord(models.Model):
     action = models.CharField(_("action"), max_length=10, choices=Action.choices)
     attempt = models.PositiveIntegerField(_("attempt"))
     outcome = models.CharField(_("outcome"), max_length=11, choices=Outcome.choices)
-    error_type = models.CharField(_("error type"), max_length=255, blank=True)
-    error_message = models.TextField(_("error message"), blank=True)
-    traceback = models.TextField(_("traceback"), blank=True)
+    error_type = models.CharField(_("error type"), max_length=255, blank=True, db_default="")
+    error_message = models.TextField(_("error message"), blank=True, db_default="")
+    traceback = models.TextField(_("traceback"), blank=True, db_default="")
     duration = models.FloatField(_("duration"), null=True, help_text=_("Seconds."))
     token = models.BigIntegerField(_("fencing token"))
     driver = models.CharField(_("driver"), max_length=255, blank=True)

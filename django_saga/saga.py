@@ -113,7 +113,7 @@ class Saga(Generic[ContextT]):
         Raises SagaFailed (all is compensated), SagaStuck, SagaAlreadyRunning, SagaNotFound (the id
         belongs to another saga), InvalidContext, InsideTransaction, LeaseLost.
         """
-        return drive(engine.finish(drive(engine.start(self, context, _uuid(saga_id)))))
+        return drive(engine.start_and_finish(self, context, _uuid(saga_id)))
 
     async def arun(self, context: ContextT, *, saga_id: UUID | None = None) -> SagaExecution:
         """As :meth:`run`, in the running event loop.
@@ -121,7 +121,7 @@ class Saga(Generic[ContextT]):
         Cancelled, it lets the step in flight finish, hands the execution over, compensates nothing.
         """
         driver = AsyncDriver()
-        run = await driver.drive(engine.start(self, context, _uuid(saga_id)))
+        run = await driver.drive(engine.start(self, context, _uuid(saga_id)), give_up=_hand_over)
         return await driver.drive(engine.finish(run), run)
 
     def enqueue(
@@ -215,7 +215,7 @@ class SagaTransaction(
     async def __aiter__(self) -> AsyncIterator[SagaStepResult]:
         if self._run is None:
             start = engine.start(self.saga, self.context, self.saga_id)
-            self._run = await self._driver.drive(start)
+            self._run = await self._driver.drive(start, give_up=_hand_over)
         while result := await self._driver.drive(engine.advance(self._run), self._run):
             yield result
         self._raise_failure(self._run)
@@ -293,6 +293,9 @@ def _context_of(saga: type[Saga[Any]]) -> Any:
                 if not isinstance(argument, TypeVar):
                     return argument
     return None
+
+
+_hand_over = partial(engine.let_go, hand_over=True)
 
 
 def _uuid(saga_id: object) -> UUID | None:

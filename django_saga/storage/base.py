@@ -27,7 +27,9 @@ class Claim(Struct):
     state: State
     at: datetime  # the storage's clock, UTC
     wait: float = 0.0  # seconds until the next attempt may begin
-    execution: SagaExecution | None = None
+    driver: str = ""
+    retry_of: UUID | None = None
+    execution: SagaExecution | None = None  # the row, where it was read or asked for
 
 
 class Checkpoint(Struct, frozen=True, kw_only=True):
@@ -74,7 +76,7 @@ class SagaStorage(ABC):
         grace: float | None = None,
         retry_of: UUID | None = None,
     ) -> Claim | None:
-        """Store a new execution; None where the id is taken.
+        """Store a new execution in a state of machine.start's; None where the id is taken.
 
         With ``lease`` it is leased for so many seconds, and refused in a caller's transaction;
         without, it joins that.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -28,7 +28,7 @@ from django_saga.exceptions import (
     SagaNotFound,
     StorageUnavailable,
 )
-from django_saga.machine import Error, State
+from django_saga.machine import State
 from django_saga.models import SagaExecution, SagaStepRecord, columns_of
 from django_saga.storage.base import Checkpoint, Claim, SagaStorage, Saved
 from django_saga.storage.sql import EXECUTIONS, STATEMENTS, Statements
@@ -67,14 +67,21 @@ class DjangoSagaStorage(SagaStorage):
         if lease is not None:
             self.refuse_transaction()
         connection = self._connection
-        fixed = (
+        params = (
             _uuid(saga_id, connection),
             saga,
             _json(state.plan),
             state.context,
             retry_of and _uuid(retry_of, connection),
+            state.status.value,
+            state.step,
+            state.in_flight,
+            state.context,
+            driver,
+            lease,
+            wake,
+            grace,
         )
-        params = (*fixed, *_state_params(state), driver, lease, wake, grace)
         with _translated(connection):
             try:
                 row = _fetch(connection, _sql(connection).create, params)
@@ -84,17 +91,16 @@ class DjangoSagaStorage(SagaStorage):
                 row = None
         if row is None:
             return None
-        execution = SagaExecution(
-            id=saga_id,
-            saga=saga,
-            plan=msgspec.to_builtins(state.plan),
-            initial_context=state.context,
-            retry_of_id=retry_of,
-            created_at=_utc(row[0]),
-            token=1,
+        return Claim(
+            saga_id,
+            saga,
+            1,
+            state,
+            _utc(row[0]),
+            wait=wake or 0.0,
             driver=driver,
+            retry_of=retry_of,
         )
-        return Claim(saga_id, saga, 1, state, _utc(row[0]), wake or 0.0, execution)
 
     def acquire(
         self,
@@ -138,17 +144,20 @@ class DjangoSagaStorage(SagaStorage):
         if not inside:
             self.refuse_transaction()
         with _translated(connection):
+            kind, params = _update_of(checkpoint, connection)
             if record is None:
-                saved = Saved(datetime.now(UTC)) if _update(connection, checkpoint) else None
+                changed = _execute(connection, sql.update(*kind), params)
+                saved = Saved(datetime.now(UTC)) if changed else None
             elif sql.dialect.one_statement:
-                params = (*_update_params(checkpoint, connection), *_record_params(checkpoint))
-                saved = _saved(_fetch(connection, sql.checkpoint, params))
+                statement = sql.checkpoint(*kind, record.error is not None)
+                saved = _saved(_fetch(connection, statement, params + _record_params(checkpoint)))
             else:
                 with transaction.atomic(using=self.alias, savepoint=False):
                     saved = None
-                    if _update(connection, checkpoint):
+                    if _execute(connection, sql.update(*kind), params):
                         params = (*_record_params(checkpoint), _uuid(checkpoint.id, connection))
-                        saved = _saved(_fetch(connection, sql.record, params))
+                        statement = sql.record(record.error is not None)
+                        saved = _saved(_fetch(connection, statement, params))
         if saved is None:
             raise LeaseLost(
                 f"Saga execution {checkpoint.id} was taken over while step "
@@ -251,10 +260,10 @@ class DjangoSagaStorage(SagaStorage):
             )
 
     def execution(self, claim: Claim, state: State, at: datetime, leased: bool) -> SagaExecution:
+        if claim.execution is None:
+            claim.execution = SagaExecution.of(self.alias, _columns(claim), claim.state)
         execution = claim.execution
-        assert execution is not None
-        execution._state.adding, execution._state.db = False, self.alias
-        execution.assign(columns_of(state))
+        execution.assign(state)
         execution.token, execution.updated_at = claim.token, at
         if not state.active:
             execution.finished_at = execution.finished_at or at
@@ -290,7 +299,21 @@ class DjangoSagaStorage(SagaStorage):
 def _claim(row: SagaExecution) -> Claim:
     at = _utc(row.db_now)  # type: ignore[attr-defined]
     wait = max(0.0, (row.wake_at - at).total_seconds()) if row.wake_at else 0.0
-    return Claim(row.id, row.saga, row.token, row.state, at, wait, row)
+    return Claim(row.id, row.saga, row.token, row.state, at, wait, row.driver, execution=row)
+
+
+def _columns(claim: Claim) -> dict[str, Any]:
+    """The columns of an execution that this process created, as it was then."""
+    return {
+        "id": claim.id,
+        "saga": claim.saga,
+        "plan": msgspec.to_builtins(claim.state.plan),
+        "initial_context": claim.state.context,
+        "retry_of_id": claim.retry_of,
+        "created_at": claim.at,
+        "wake_at": claim.at + timedelta(seconds=claim.wait) if claim.wait else None,
+        "driver": claim.driver,
+    }
 
 
 def _oldest_first(claims: list[Claim]) -> list[Claim]:
@@ -317,52 +340,48 @@ def _fetch(connection: BaseDatabaseWrapper, sql: str, params: Sequence[Any]) -> 
         return cursor.fetchone()
 
 
-def _update(connection: BaseDatabaseWrapper, checkpoint: Checkpoint) -> bool:
+def _execute(connection: BaseDatabaseWrapper, sql: str, params: Sequence[Any]) -> int:
     with connection.cursor() as cursor:
-        cursor.execute(_sql(connection).update, _update_params(checkpoint, connection))
-        return bool(cursor.rowcount)
+        cursor.execute(sql, params)
+        return int(cursor.rowcount)
 
 
-def _update_params(checkpoint: Checkpoint, connection: BaseDatabaseWrapper) -> tuple[Any, ...]:
-    before = checkpoint.before
-    return (
-        *_state_params(checkpoint.after),
+def _update_of(
+    checkpoint: Checkpoint, connection: BaseDatabaseWrapper
+) -> tuple[tuple[tuple[str, ...], bool, bool, bool], tuple[Any, ...]]:
+    """Which update it is, and its parameters: only what changed is sent and logged."""
+    before, after = columns_of(checkpoint.before), columns_of(checkpoint.after)
+    changed = {name: value for name, value in after.items() if value != before[name]}
+    if "effects" in changed:
+        changed["effects"] = _json(changed["effects"])
+    wake, grace = checkpoint.wake, checkpoint.grace
+    kind = (tuple(changed), wake is not None, grace is not None, not checkpoint.after.active)
+    params = (
+        *changed.values(),
         checkpoint.lease,
-        checkpoint.wake,
-        checkpoint.grace,
-        not checkpoint.after.active,
+        *(seconds for seconds in (wake, grace) if seconds is not None),
         _uuid(checkpoint.id, connection),
         checkpoint.token,
-        before.status.value,
-        before.step,
-        before.attempt,
+        before["status"],
+        before["step"],
+        before["attempt"],
     )
+    return kind, params
 
 
 def _record_params(checkpoint: Checkpoint) -> tuple[Any, ...]:
     record = checkpoint.record
     assert record is not None
-    error = record.error or _NO_ERROR
-    return (
+    params = (
         record.step,
         record.action.value,
         record.attempt,
         record.outcome.value,
-        error.type[:255],
-        error.message,
-        error.traceback,
         checkpoint.duration,
         checkpoint.token,
     )
-
-
-_NO_ERROR = Error("", "")
-
-
-def _state_params(state: State) -> tuple[Any, ...]:
-    columns = columns_of(state)
-    columns["effects"] = _json(columns["effects"])
-    return tuple(columns.values())
+    error = record.error
+    return params if error is None else (*params, error.type[:255], error.message, error.traceback)
 
 
 def _saved(row: Any) -> Saved | None:

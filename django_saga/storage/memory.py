@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -213,25 +213,24 @@ class MemorySagaStorage(SagaStorage):
         """A caller's transaction is no concern of this storage."""
 
     def execution(self, claim: Claim, state: State, at: datetime, leased: bool) -> SagaExecution:
-        from django_saga.models import SagaExecution, columns_of
+        from django_saga.models import SagaExecution
 
         row = self._rows[claim.id]
-        execution = SagaExecution(
-            id=claim.id,
-            saga=row.saga,
-            plan=msgspec.to_builtins(state.plan),
-            initial_context=row.initial_context,
-            retry_of_id=row.retry_of,
-            created_at=_utc(row.created_at),
-            token=claim.token,
-            driver=row.driver,
-            lease_until=_utc(row.lease_until) if leased and row.lease_until else None,
-            wake_at=_utc(row.wake_at) if row.wake_at else None,
-            updated_at=at,
-            finished_at=_utc(row.finished_at) if row.finished_at else None,
-        )
-        execution.assign(columns_of(state))
-        return execution
+        columns = {
+            "id": claim.id,
+            "saga": row.saga,
+            "plan": msgspec.to_builtins(state.plan),
+            "initial_context": row.initial_context,
+            "retry_of_id": row.retry_of,
+            "created_at": _utc(row.created_at),
+            "token": claim.token,
+            "driver": row.driver,
+            "lease_until": _utc(row.lease_until) if leased and row.lease_until else None,
+            "wake_at": _utc(row.wake_at) if row.wake_at else None,
+            "updated_at": at,
+            "finished_at": _utc(row.finished_at) if row.finished_at else None,
+        }
+        return SagaExecution.of(None, columns, state)
 
     def _take(self, saga_id: UUID, row: _Row, now: float, driver: str, lease: float) -> Claim:
         row.token += 1
@@ -254,4 +253,4 @@ def _past(moment: float | None, now: float) -> bool:
 
 
 def _utc(moment: float) -> datetime:
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=moment)
+    return datetime.fromtimestamp(moment, UTC)

@@ -7,40 +7,26 @@ about a lease or a wait.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 EXECUTIONS = "django_saga_sagaexecution"
 RECORDS = "django_saga_sagasteprecord"
 
 ACTIVE = "('PENDING', 'RUNNING', 'COMPENSATING')"
 
-FIXED = ("id", "saga", "plan", "initial_context", "retry_of_id")
-STATE = (
+CREATED = (
+    "id",
+    "saga",
+    "plan",
+    "initial_context",
+    "retry_of_id",
     "status",
     "step",
-    "action",
-    "attempt",
-    "failures",
     "in_flight",
-    "effects",
-    "recoveries",
-    "fallback_context",
-    "failed_step",
-    "error_type",
-    "error_message",
-    "stuck_reason",
     "context",
 )
-RECORD = (
-    "step",
-    "action",
-    "attempt",
-    "outcome",
-    "error_type",
-    "error_message",
-    "traceback",
-    "duration",
-    "token",
-)
+RECORD = ("step", "action", "attempt", "outcome", "duration", "token")
+ERROR = ("error_type", "error_message", "traceback")
 
 
 @dataclass(frozen=True)
@@ -97,36 +83,13 @@ class Statements:
         free = f"(lease_until IS NULL OR lease_until <= {now})"
         self.row = f"*, {now} AS db_now"
 
-        # FIXED, STATE, driver, lease, wake, grace
-        values = [dialect.json if c in _JSON else "%s" for c in FIXED + STATE]
+        # CREATED, driver, lease, wake, grace; the other columns have their default
+        values = [dialect.json if c in _JSON else "%s" for c in CREATED]
         self.create = (
-            f"INSERT INTO {EXECUTIONS} ({', '.join(FIXED + STATE)}, driver, token, "
+            f"INSERT INTO {EXECUTIONS} ({', '.join(CREATED)}, driver, token, effects, "
             "lease_until, wake_at, grace_until, created_at, updated_at) "
-            f"VALUES ({', '.join(values)}, %s, 1, {after}, {after}, {after}, {now}, {now})"
+            f"VALUES ({', '.join(values)}, %s, 1, '[]', {after}, {after}, {after}, {now}, {now})"
             f"{dialect.skip_duplicate} RETURNING created_at"
-        )
-
-        # STATE, lease, wake, grace, final; then id, token, status, step, attempt
-        assignments = ", ".join(f"{c} = {dialect.json if c in _JSON else '%s'}" for c in STATE)
-        self.update = (
-            f"UPDATE {EXECUTIONS} SET {assignments}, lease_until = {after}, wake_at = {after}, "
-            f"grace_until = {after}, updated_at = {now}, "
-            f"finished_at = CASE WHEN %s THEN {now} END "
-            "WHERE id = %s AND token = %s AND status = %s AND step = %s AND attempt = %s"
-        )
-        columns = f"{', '.join(RECORD)}, driver, execution_id, created_at"
-        # RECORD, id; after an update in the same transaction
-        self.record = (
-            f"INSERT INTO {RECORDS} ({columns}) "
-            f"SELECT {', '.join(['%s'] * len(RECORD))}, driver, id, {now} "
-            f"FROM {EXECUTIONS} WHERE id = %s RETURNING id, created_at"
-        )
-        # as update, then RECORD; no row where the update matched none
-        typed = ", ".join(f"%s::{_TYPES.get(c, 'text')}" for c in RECORD)
-        self.checkpoint = (
-            f"WITH execution AS ({self.update} RETURNING id, driver) "
-            f"INSERT INTO {RECORDS} ({columns}) SELECT {typed}, driver, id, {now} FROM execution "
-            "RETURNING id, created_at"
         )
 
         # lease, driver
@@ -157,6 +120,50 @@ class Statements:
         self.release = (
             f"UPDATE {EXECUTIONS} SET lease_until = NULL, in_flight = (in_flight AND %s), "
             f"grace_until = {after} WHERE id = %s AND token = %s AND status IN {ACTIVE}"
+        )
+
+    @lru_cache(maxsize=512)  # noqa: B019 - there is one instance for each vendor, for ever
+    def update(self, changed: tuple[str, ...], wake: bool, grace: bool, final: bool) -> str:
+        """Parameters: changed, lease, wake and grace if given; id, token, status, step, attempt."""
+        now, after = self.dialect.now, self.dialect.after.format(self.dialect.number)
+        assignments = [f"{c} = {self.dialect.json if c in _JSON else '%s'}" for c in changed]
+        assignments += [
+            f"lease_until = {after}",
+            f"wake_at = {after if wake else 'NULL'}",
+            f"grace_until = {after if grace else 'NULL'}",
+            f"updated_at = {now}",
+            *([f"finished_at = {now}"] if final else []),
+        ]
+        return (
+            f"UPDATE {EXECUTIONS} SET {', '.join(assignments)} "
+            "WHERE id = %s AND token = %s AND status = %s AND step = %s AND attempt = %s"
+        )
+
+    @lru_cache(maxsize=2)  # noqa: B019
+    def record(self, error: bool) -> str:
+        """For after an update, in its transaction. Parameters: RECORD, ERROR if any; id."""
+        columns = RECORD + ERROR if error else RECORD
+        return (
+            f"INSERT INTO {RECORDS} ({', '.join(columns)}, driver, execution_id, created_at) "
+            f"SELECT {', '.join(['%s'] * len(columns))}, driver, id, {self.dialect.now} "
+            f"FROM {EXECUTIONS} WHERE id = %s RETURNING id, created_at"
+        )
+
+    @lru_cache(maxsize=1024)  # noqa: B019
+    def checkpoint(
+        self, changed: tuple[str, ...], wake: bool, grace: bool, final: bool, error: bool
+    ) -> str:
+        """Both in one statement: no record where the update matched no row.
+
+        Parameters: as update, then RECORD, ERROR if any.
+        """
+        columns = RECORD + ERROR if error else RECORD
+        typed = ", ".join(f"%s::{_TYPES.get(c, 'text')}" for c in columns)
+        return (
+            f"WITH execution AS ({self.update(changed, wake, grace, final)} RETURNING id, driver) "
+            f"INSERT INTO {RECORDS} ({', '.join(columns)}, driver, execution_id, created_at) "
+            f"SELECT {typed}, driver, id, {self.dialect.now} FROM execution "
+            "RETURNING id, created_at"
         )
 
 
