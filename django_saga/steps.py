@@ -118,6 +118,11 @@ class CurrentStep:
         return f"{self.saga_id}:{self.step}:{self.action}"
 
     @property
+    def act_idempotency_key(self) -> str:
+        """The key under which ``act`` called; to undo a call whose answer never came."""
+        return f"{self.saga_id}:{self.step}:{Action.ACT}"
+
+    @property
     def remaining(self) -> float | None:
         """Seconds left until the deadline; None without a timeout."""
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
