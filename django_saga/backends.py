@@ -61,10 +61,11 @@ class InProcessBackend(Backend):
         return None
 
     def send(self, saga: Saga[Any], saga_id: UUID, delay: float) -> None:
-        from django_saga.recovery import recover_saga
+        from django_saga.drivers import drive
+        from django_saga.engine import resume_and_go_on
 
         if delay <= 0:
-            recover_saga(saga_id, storage=saga.storage)
+            drive(resume_and_go_on(saga, saga_id))
 
 
 @lru_cache(maxsize=8)

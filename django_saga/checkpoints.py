@@ -32,7 +32,7 @@ def checkpoint_of(run: Run, transition: Transition, began: float | None) -> Chec
     grace = None
     if not keep and after.active:
         grace = run.saga.backend.grace(delay)
-    elif after.recoveries > 1:
+    elif keep and after.recoveries > 1:
         grace = spacing(run, after)
     return Checkpoint(
         id=run.id,

@@ -9,7 +9,7 @@ from typing import Any
 from django.apps import AppConfig
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
-from django.db import connections, router
+from django.db import DEFAULT_DB_ALIAS, connections, router
 
 from django_saga import registry
 from django_saga.backends import get_backend
@@ -55,7 +55,7 @@ def _lacks_rq() -> bool:
 def check_sagas(
     app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
-    """E004 a name taken twice, E005 a context that cannot be stored, W002 several databases."""
+    """E004 a name taken twice, E005 a context that cannot be stored, W002 atomic elsewhere."""
     found: list[CheckMessage] = []
     names: dict[str, Any] = {}
     for saga in registry.all_sagas():
@@ -74,7 +74,25 @@ def check_sagas(
         except SagaError as error:
             hint = "Use types that msgspec carries through JSON."
             found.append(Error(str(error), hint=hint, obj=saga, id="django_saga.E005"))
+        found += _check_atomic_steps(saga)
     return found
+
+
+def _check_atomic_steps(saga: Any) -> list[CheckMessage]:
+    alias = _connection().alias
+    atomic = sorted({name for name, rules in saga.definition.rules.items() if rules.atomic})
+    if alias == DEFAULT_DB_ALIAS or not atomic:
+        return []
+    hint = "Let the router send the models that they write there too, and silence this check."
+    return [
+        Warning(
+            f"The atomic steps {', '.join(atomic)} of {saga.name} run in a transaction on "
+            f"{alias!r}, where the sagas are stored; what they write elsewhere is not in it.",
+            hint=hint,
+            obj=saga,
+            id="django_saga.W002",
+        )
+    ]
 
 
 def _path(saga: type) -> str:

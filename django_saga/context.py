@@ -27,17 +27,17 @@ class ContextCodec(Generic[ContextT]):
     """Stores and restores contexts of one class."""
 
     def __init__(self, context_type: Any) -> None:
+        self.context_type: type[ContextT] = context_type
         if not dataclasses.is_dataclass(context_type):
             raise InvalidDefinition(
                 f"The context {context_type!r} is not a dataclass; decorate it with @dataclass."
             )
-        self.context_type: type[ContextT] = context_type
         self._fields: list[str] = [field.name for field in dataclasses.fields(context_type)]
         try:
             self._decoder: msgspec.json.Decoder[ContextT] = msgspec.json.Decoder(context_type)
         except (TypeError, NameError) as error:
             raise InvalidDefinition(
-                f"The context {context_type.__qualname__} has a field that cannot be stored: "
+                f"The context {self.context_type.__qualname__} has a field that cannot be stored: "
                 f"{error}"
             ) from error
 
@@ -98,7 +98,7 @@ class ContextCodec(Generic[ContextT]):
             except AttributeError:
                 return f"The context's field {name!r}, which is missing,"
             try:
-                _prove(value, _decoder_of(self.context_type, name))
+                _prove(value, _decoder_of(self.context_type, name))  # type: ignore[arg-type]
             except Exception:
                 return f"The context's field {name!r} (a {type(value).__qualname__})"
         return "The context"

@@ -47,19 +47,21 @@ def define(
     context_type: object = None,
 ) -> Definition:
     """Check a declaration; raises :class:`InvalidDefinition` naming saga, position and step."""
-    entries = _entries(owner, steps)
-    context = _context_type(owner, entries, context_type)
+    entries, retired = _entries(owner, steps), _retired(owner, retired_steps)
+    positions = _positions(owner, entries)
+    for where, step in positions + retired:
+        _check_step(where, step)
+    context = _context_type(owner, positions, context_type)
     by_name: dict[str, StepType] = {}
     fallbacks: dict[str, Fallback] = {}
-    for where, step in _positions(owner, entries):
-        _check_step(where, step, context)
+    for where, step in positions:
+        _check_context(where, step, context)
         for name in (step.name, *step.aliases):
             if name in by_name:
                 raise InvalidDefinition(f"{where}: the step name {name!r} is already taken.")
             by_name[name] = step
-    for number, step in enumerate(retired_steps):
-        where = f"{owner}, retired_steps[{number}]"
-        _check_step(where, step, context)
+    for where, step in retired:
+        _check_context(where, step, context)
         for name in (step.name, *step.aliases):
             by_name.setdefault(name, step)
     for entry in entries:
@@ -86,22 +88,57 @@ def _members(entry: StepType | Fallback) -> tuple[StepType, ...]:
 
 
 def _positions(owner: str, entries: tuple[StepType | Fallback, ...]) -> list[tuple[str, StepType]]:
-    return [
-        (f"{owner}, steps[{number}]", step)
-        for number, entry in enumerate(entries)
-        for step in _members(entry)
-    ]
+    found = []
+    for number, entry in enumerate(entries):
+        where = f"{owner}, steps[{number}]"
+        if isinstance(entry, Fallback):
+            _check_fallback(where, entry)
+        found += [(where, step) for step in _members(entry)]
+    return found
 
 
-def _check_step(where: str, step: object, context: type[SagaContext]) -> None:
-    if isinstance(step, Fallback):
+def _retired(owner: str, steps: object) -> list[tuple[str, StepType]]:
+    if not isinstance(steps, (list, tuple)):
+        raise InvalidDefinition(f"{owner}: retired_steps must be a list of step handlers.")
+    for number, step in enumerate(steps):
+        if isinstance(step, Fallback):
+            raise InvalidDefinition(
+                f"{owner}, retired_steps[{number}]: list the Fallback's step and its fallback "
+                "themselves; the plan of each execution says how they belong together."
+            )
+    return [(f"{owner}, retired_steps[{number}]", step) for number, step in enumerate(steps)]
+
+
+def _check_fallback(where: str, entry: Fallback) -> None:
+    if Fallback in map(type, _members(entry)):
         raise InvalidDefinition(f"{where}: a Fallback cannot hold another Fallback.")
+    if entry.step is entry.fallback:
+        raise InvalidDefinition(f"{where}: {entry.step!r} cannot be its own fallback.")
+    errors = entry.failure_exceptions
+    if not isinstance(errors, tuple) or not all(
+        isinstance(error, type) and issubclass(error, Exception) for error in errors
+    ):
+        raise InvalidDefinition(
+            f"{where}: failure_exceptions must be a tuple of exception types, not {errors!r}."
+        )
+    breaker = entry.circuit_breaker
+    if breaker is not None and not callable(getattr(breaker, "calling", None)):
+        raise InvalidDefinition(f"{where}: the circuit_breaker {breaker!r} has no calling().")
+
+
+def _check_step(where: str, step: object) -> None:
     if not isinstance(step, type) or not issubclass(step, SagaStepHandler):
         raise InvalidDefinition(
             f"{where}: expected a SagaStepHandler class or a Fallback, got {step!r}."
         )
+    aliases = step.aliases
+    if not isinstance(aliases, (list, tuple)) or not all(isinstance(a, str) for a in aliases):
+        raise InvalidDefinition(f"{where}: the aliases of {step.__qualname__} must be texts.")
+
+
+def _check_context(where: str, step: StepType, context: type[SagaContext]) -> None:
     wants = context_type_of(step)
-    if isinstance(wants, type) and not issubclass(context, wants):
+    if isinstance(wants, type) and wants is not Any and not issubclass(context, wants):
         raise InvalidDefinition(
             f"{where}: {step.__qualname__} takes a {wants.__qualname__}, "
             f"but the saga's context is {context.__qualname__}."
@@ -109,11 +146,11 @@ def _check_step(where: str, step: object, context: type[SagaContext]) -> None:
 
 
 def _context_type(
-    owner: str, entries: tuple[StepType | Fallback, ...], declared: object
+    owner: str, positions: list[tuple[str, StepType]], declared: object
 ) -> type[SagaContext]:
     found = declared
-    for _, step in _positions(owner, entries):
-        if found is None and isinstance(step, type) and issubclass(step, SagaStepHandler):
+    for _, step in positions:
+        if found is None or found is Any:
             found = context_type_of(step)
     if not isinstance(found, type) or not issubclass(found, SagaContext):
         raise InvalidDefinition(

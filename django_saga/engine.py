@@ -134,9 +134,8 @@ def advance(run: Run) -> Flow[SagaStepResult | None]:
 
 
 def finish(run: Run) -> Flow[SagaExecution]:
-    """Drive to the end, or until the execution is handed over; raises how it ended."""
-    while (yield from advance(run)) is not None:
-        pass
+    """As :func:`go_on`, and raise how it ended."""
+    yield from go_on(run)
     return outcome(run)
 
 
@@ -144,6 +143,19 @@ def start_and_finish(saga: Saga[Any], context: Any, saga_id: UUID | None) -> Flo
     """All of :meth:`Saga.run`."""
     run = yield from start(saga, context, saga_id)
     return (yield from finish(run))
+
+
+def resume_and_go_on(saga: Saga[Any], saga_id: UUID) -> Flow[SagaExecution]:
+    """Acquire an execution and drive it as far as it goes, however it ends."""
+    run = yield from resume(saga, saga_id)
+    return (yield from go_on(run))
+
+
+def go_on(run: Run) -> Flow[SagaExecution]:
+    """Drive to the end, or until the execution is handed over."""
+    while (yield from advance(run)) is not None:
+        pass
+    return run.execution
 
 
 def outcome(run: Run) -> SagaExecution:
@@ -168,8 +180,7 @@ def turn_back(run: Run, error: Exception) -> Flow[None]:
         return
     run.error = error
     yield from save(run, machine.turn_back(run.state, describe(error)))
-    while (yield from advance(run)) is not None:
-        pass
+    yield from go_on(run)
 
 
 def let_go(run: Run, *, unstarted: bool = True, hand_over: bool = False) -> Flow[None]:

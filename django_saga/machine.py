@@ -71,6 +71,8 @@ class Retry(Struct, frozen=True, kw_only=True):
 
     def delay_after(self, failures: int) -> float:
         """Seconds to wait after the given number of failures (from 1 up)."""
+        if not self.delay:
+            return 0.0  # however large its factor
         try:
             return min(self.delay * self.backoff ** (failures - 1), self.max_delay)
         except OverflowError:
@@ -252,7 +254,8 @@ def needed_steps(state: State) -> tuple[str, ...]:
     undo = tuple(effect.step for effect in state.effects if effect.undo is None)
     if state.status is Status.COMPENSATING:
         return undo
-    ahead = state.plan[_position(state) :]
+    here, *ahead = state.plan[_position(state) :]
+    ahead.insert(0, here[here.index(state.step) :])  # a step is over once its fallback acts
     return undo + tuple(name for entry in ahead for name in entry)
 
 

@@ -68,8 +68,8 @@ def sweep(
     """Claim what is due, oldest first, and drive it here, or hand it over to the backend.
 
     ``inline``: drive here; default: unless the backend's own workers do. Each execution is isolated
-    from the others; any number of sweeps may run at once, in any number of processes. Closed early, it ends after
-    the execution in hand and releases what it had claimed beyond that.
+    from the others; any number of sweeps may run at once, in any number of processes. Closed early,
+    it releases what it had claimed beyond the execution that it yielded last.
 
     Raises StorageUnavailable where the database is away, InsideTransaction.
     """
@@ -182,9 +182,7 @@ def _go_on(claim: Claim, storage: SagaStorage) -> Flow[SagaExecution]:
         run = yield from engine.strand(claim, saga, lost)
     else:
         run = yield from engine.take_over(saga, claim)
-    while (yield from engine.advance(run)) is not None:
-        pass
-    return run.execution
+    return (yield from engine.go_on(run))
 
 
 def _saga_of(claim: Claim, storage: SagaStorage) -> tuple[Saga[Any], UnknownSaga | None]:
@@ -195,7 +193,7 @@ def _saga_of(claim: Claim, storage: SagaStorage) -> tuple[Saga[Any], UnknownSaga
 
 
 class _Lost(Saga[Any]):
-    """Stands for a saga by its name alone; its lease can be kept and it can be STUCK, not driven."""
+    """Stands for a saga by its name alone, to keep its lease or to end it as STUCK."""
 
     def __init__(self, *, name: str, storage: SagaStorage) -> None:
         self.name = name  # type: ignore[misc]

@@ -157,7 +157,9 @@ class SagaTransaction(
 
     When a step fails, what was done is compensated and the step's own error is raised. An exception
     of the consumer's between two steps compensates too; leaving early (``break``) does not: the
-    saga can be resumed with its ``saga_id``, and recovery resumes it where nobody does.
+    saga can be resumed with its ``saga_id``, and recovery resumes it where nobody does. It also
+    does where the consumer takes longer than the lease between two steps; the next then raises
+    LeaseLost.
     """
 
     def __init__(self, saga: Saga[ContextT], context: ContextT, saga_id: UUID | None) -> None:

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+import punq
 import pybreaker
 import pytest
 from asgiref.sync import async_to_sync
@@ -24,6 +25,7 @@ from django_saga import (
     SagaError,
     SagaFailed,
     SagaNotFound,
+    SagaStepHandler,
     SagaStepResult,
     SagaStuck,
     current_step,
@@ -446,3 +448,35 @@ def test_run_inside_an_event_loop_says_to_await_arun(storage: SagaStorage, calls
 
     with pytest.raises(SagaError, match=r"await arun\(\)"):
         async_to_sync(view)()
+
+
+def test_an_ad_hoc_saga_can_be_enqueued_in_process(storage: SagaStorage, calls: Calls) -> None:
+    execution = adhoc(storage, make_step("A", calls)).enqueue(Log())
+    assert storage.acquire(execution.id, driver="test", lease=1).state.status == "COMPLETED"
+    assert calls == ["act A"]
+
+
+@pytest.mark.parametrize("resolve_async", [False, True])
+def test_a_container_makes_the_handlers(
+    storage: SagaStorage, run: Runner, calls: Calls, resolve_async: bool
+) -> None:
+    class Charge(SagaStepHandler[Log]):
+        def __init__(self, service: Calls) -> None:
+            self.service = service
+
+        def act(self, context: Log) -> None:
+            self.service.note()
+
+    class Asynchronous:
+        async def resolve(self, kind: type) -> Any:
+            return container.resolve(kind)
+
+    container = punq.Container()
+    container.register(Charge, factory=lambda: Charge(calls))
+    chosen = Asynchronous() if resolve_async else container
+    saga = Saga(steps=[Charge], storage=storage, container=chosen, name="tests.container")
+    run(saga, Log())
+    assert calls == ["act Charge"]
+    missing = Saga(steps=[Charge], storage=storage, container=punq.Container(), name="tests.x")
+    with pytest.raises(SagaFailed, match="MissingDependency"):
+        run(missing, Log())
