@@ -39,6 +39,7 @@ def _record(run: Run, record: Record, saved: Saved | None) -> SagaStepRecord:
         error_type=error.type if error else "",
         error_message=error.message if error else "",
         traceback=error.traceback if error else "",
+        duration=run.duration,
         token=run.claim.token,
         driver=driver_name(),
         created_at=run.at,

@@ -34,13 +34,14 @@ def checkpoint_of(run: Run, transition: Transition, began: float | None) -> Chec
         grace = run.saga.backend.grace(delay)
     elif keep and after.recoveries > 1:
         grace = spacing(run, after)
+    run.duration = None if began is None else time.monotonic() - began
     return Checkpoint(
         id=run.id,
         token=run.claim.token,
         before=run.state,
         after=after,
         record=transition.record,
-        duration=None if began is None else time.monotonic() - began,
+        duration=run.duration,
         lease=run.lease + delay if keep else None,
         wake=delay or None,
         grace=grace,

@@ -21,7 +21,17 @@ from django_saga.exceptions import (
     SagaError,
     StorageUnavailable,
 )
-from django_saga.flow import Announce, Call, CallInside, Do, Flow, HandlerRaised, Pause, Resolve
+from django_saga.flow import (
+    Announce,
+    Call,
+    CallInside,
+    Do,
+    Flow,
+    HandlerRaised,
+    Pause,
+    Resolve,
+    Run,
+)
 from django_saga.steps import CircuitBreaker, _current
 from django_saga.timeouts import time_limit
 
@@ -177,10 +187,11 @@ class AsyncDriver:
 
     def __init__(self) -> None:
         self._pause: asyncio.Future[None] | None = None
-        self._run: Any = None
+        self._run: Run | None = None
+        self._stopping = False
 
     async def drive(
-        self, flow: Flow[T], run: Any = None, *, give_up: Callable[[T], Flow[None]] | None = None
+        self, flow: Flow[T], run: Run | None = None, *, give_up: Callable[[T], Flow[None]] | None = None
     ) -> T:
         """Do all that the flow asks for.
 
@@ -205,6 +216,7 @@ class AsyncDriver:
         return task.result()
 
     def _stop(self) -> None:
+        self._stopping = True
         if self._run is not None:
             self._run.stopping = True
         if self._pause is not None:
@@ -233,12 +245,12 @@ class AsyncDriver:
             case Resolve():
                 return await _aresolve(ask)
             case Call():
-                self._run = ask.run
+                self._take(ask.run)
                 if _is_async(ask.method):
                     return await call_async_handler(ask)
                 return await self._finished(sync_to_async(call_handler)(ask))
             case CallInside():
-                self._run = ask.call.run
+                self._take(ask.call.run)
                 return await self._finished(sync_to_async(_call_inside)(ask))
             case Pause():
                 await self._sleep(ask.seconds)
@@ -247,6 +259,11 @@ class AsyncDriver:
                 payload = _payload(ask)
                 _log_faults(ask, await signal.asend_robust(type(ask.run.saga), **payload))
         return None
+
+    def _take(self, run: Run) -> None:
+        """A flow that began without a run has one now; it may have been told to stop before."""
+        self._run = run
+        run.stopping = run.stopping or self._stopping
 
     async def _finished(self, work: Coroutine[Any, Any, T]) -> T:
         """Wait for a thread's work however often this task is cancelled: it goes on anyway."""

@@ -106,6 +106,7 @@ class Run:
         self.renewed_at = time.monotonic()  # when the lease began to count
         self.wakes_at = self.renewed_at + claim.wait
         self.last: Record | None = None  # of the latest checkpoint
+        self.duration: float | None = None  # seconds that its attempt took
         self.error: Exception | None = None  # the handler's own, that turned the saga back
         self.stopping = False  # asked to stop at the next checkpoint
         self.abandoned = False  # a handler may still be running where nobody waits for it

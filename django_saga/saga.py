@@ -103,6 +103,11 @@ class Saga(Generic[ContextT]):
         """Where this saga is driven when its caller does not drive it."""
         return get_backend()
 
+    @classmethod
+    def context_of(cls, execution: SagaExecution) -> ContextT:
+        """The context that an execution stored last, typed; raises InvalidContext."""
+        return cls.definition.codec.decode(execution.context)  # type: ignore[no-any-return]
+
     def run(self, context: ContextT, *, saga_id: UUID | None = None) -> SagaExecution:
         """Drive the saga in this thread and return its execution, completed.
 

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import _GeneratorContextManager, contextmanager
 from types import FrameType
 
 # Code that must not be left half-way: it would leave a connection that lies about its transaction.
@@ -61,13 +61,19 @@ def _can_interrupt() -> bool:
 
 
 def _is_spared(frame: FrameType | None) -> bool:
+    called = None
     while frame is not None:
         if any(part in frame.f_code.co_filename for part in _SPARED):
             return True
         if frame.f_code.co_name == "call_handler" and frame.f_globals["__name__"] == _OURS:
-            return False
-        frame = frame.f_back
+            # On the way into or out of the block nobody would catch it.
+            return called is None or called.f_code in _ENTRANCES
+        called, frame = frame, frame.f_back
     return True  # the handler has returned
 
 
 _OURS = "django_saga.drivers"
+_ENTRANCES = {
+    _GeneratorContextManager.__enter__.__code__,
+    _GeneratorContextManager.__exit__.__code__,
+}

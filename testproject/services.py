@@ -92,9 +92,9 @@ class Shop:
         self.file = ledger.open("a+b", buffering=0)
         self.file.seek(0)
         stored = self.file.read()
-        self.file.truncate(stored.rfind(b"\n") + 1)  # no answer went out for a torn line
         for line in stored.split(b"\n")[:-1]:
             self._remember(json.loads(line))
+        self.file.truncate(stored.rfind(b"\n") + 1)  # no answer went out for a torn line
 
     def call(self, path: str, key: str, payload: Json) -> Json:
         """Answer a call of a service. Another call with its key waits until this one is over."""
@@ -259,7 +259,10 @@ def running(ledger: Path | str, port: int = 0) -> Iterator[Services]:
     command = [sys.executable, "-m", "testproject.services", "--port", str(port)]
     command += ["--ledger", str(Path(ledger).resolve())]
     root = Path(__file__).resolve().parents[1]
-    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
+    # In a session of its own: Ctrl-C is meant for the caller, who ends the services last.
+    with subprocess.Popen(
+        command, cwd=root, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         try:
             url = process.stdout.readline().strip() if process.stdout else ""
             if not url:

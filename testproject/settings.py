@@ -67,6 +67,7 @@ TEMPLATES = [
 ]
 STATIC_URL = "/static/"
 USE_TZ = True
+TIME_ZONE = "UTC"
 
 DEMO_DATABASE = f"sqlite:///{quote((BASE_DIR / 'demo.sqlite3').as_posix())}"
 DATABASES = {"default": database(os.environ.get("DATABASE_URL", DEMO_DATABASE))}

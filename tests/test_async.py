@@ -8,10 +8,12 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
+from django.db import connections
 
 from django_saga import Retry, Saga, SagaFailed, current_step, signals
 from django_saga.storage import DjangoSagaStorage, SagaStorage
@@ -66,6 +68,46 @@ def test_a_cancelled_driver_finishes_the_step_in_flight_and_compensates_nothing(
     assert [r.outcome for r in storage.history(saga_id)] == ["DONE"]
     assert saga.run(Log(), saga_id=saga_id).status == "COMPLETED", "the lease was released"
     assert calls == ["act A", "act B"]
+
+
+@pytest.mark.parametrize("way", ["arun", "transaction"])
+def test_a_driver_that_is_cancelled_while_it_starts_gives_up_its_lease(
+    storage: SagaStorage, calls: Calls, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """The row is stored, but nobody is left to drive it: others need not wait for the lease."""
+    begun, may_end = threading.Event(), threading.Event()
+    create = storage.create
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        begun.set()
+        assert may_end.wait(30)
+        return create(*args, **kwargs)
+
+    saga, saga_id = adhoc(storage, make_step("A", calls)), uuid.uuid4()
+    monkeypatch.setattr(storage, "create", slow)
+    monkeypatch.setattr(type(storage), "blocking", True)  # in a thread, whatever the storage
+
+    async def iterate() -> None:
+        async with saga.transaction(Log(), saga_id=saga_id) as transaction:
+            async for _ in transaction:
+                pass
+
+    async def view() -> None:
+        starting = saga.arun(Log(), saga_id=saga_id) if way == "arun" else iterate()
+        running = asyncio.create_task(starting)
+        await asyncio.to_thread(begun.wait, 30)
+        running.cancel()
+        await asyncio.sleep(0)
+        may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    async_to_sync(view)()
+    monkeypatch.undo()
+    assert calls == []
+    assert saga.run(Log(), saga_id=saga_id).status == "COMPLETED", "the lease was released"
+    assert calls == ["act A"]
+    assert [r.outcome for r in storage.history(saga_id)] == ["DONE"]
 
 
 def test_a_cancelled_wait_ends_at_once_and_hands_over(storage: SagaStorage, calls: Calls) -> None:
@@ -166,8 +208,10 @@ def test_a_late_sync_handler_in_another_thread_is_logged_and_done(
             pass
 
     saga = adhoc(storage, make_step("A", calls, act=slow, timeout=0.05))
-    with caplog.at_level(logging.WARNING, "django_saga"):
-        execution = async_to_sync(saga.arun)(Log())
+    # Not by async_to_sync: that runs sync handlers in this thread, where the alarm can ring.
+    with caplog.at_level(logging.WARNING, "django_saga"), ThreadPoolExecutor(1) as pool:
+        execution = pool.submit(saga.run, Log()).result()
+        pool.submit(connections.close_all).result()
     assert execution.status == "COMPLETED"
     assert "longer than its timeout of 0.05 s, and is done" in caplog.text
 

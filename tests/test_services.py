@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ from pathlib import Path
 from threading import Barrier
 from typing import Any
 from urllib.error import HTTPError
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -270,8 +273,9 @@ def test_effects_can_be_asked_for_one_order(services: Services) -> None:
     ("path", "id_name"), [("/payments/refund", "payment_id"), ("/courier/cancel", "booking_id")]
 )
 def test_undoing_an_unknown_id_is_not_found(services: Services, path: str, id_name: str) -> None:
+    unknown: dict[str, Any] = {id_name: "nothing-like-it"}
     with pytest.raises(Refused, match="nothing-like-it") as refused:
-        services.post(path, "undo-1", **{id_name: "nothing-like-it"})
+        services.post(path, "undo-1", **unknown)
     assert refused.value.status == 404
     assert services.effects()["effects"] == []
 
@@ -363,6 +367,25 @@ def test_a_call_that_outlives_its_callers_patience_still_has_its_effect_once(
     answer = services.post("/payments/charge", "act-1", **CHARGE)
     effects = services.effects()["effects"]
     assert [line["id"] for line in effects] == [answer["payment_id"]]
+
+
+def test_a_caller_that_breaks_its_connection_off_is_no_error_of_the_service(
+    ledger: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A linger of no time at all resets the connection, as a killed caller's system may do."""
+    body = json.dumps(CHARGE).encode()
+    head = f"POST /payments/charge HTTP/1.0\r\nIdempotency-Key: 1\r\nContent-Length: {len(body)}"
+    with running(ledger) as services:
+        services.behave("/payments/charge", reply_delay=0.5)
+        address = urlsplit(services.url)
+        with socket.create_connection((address.hostname, address.port)) as caller:
+            caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            caller.sendall(head.encode() + b"\r\n\r\n" + body)
+            until(lambda: services.effects()["standing"])
+        for _ in range(50):  # a complaint about the first call would be out after these
+            services.post("/payments/charge", "1", **CHARGE)
+        assert len(services.effects()["effects"]) == 1
+    assert capfd.readouterr().err == ""
 
 
 def test_a_key_belongs_to_one_verb(services: Services) -> None:
@@ -513,11 +536,11 @@ def test_a_torn_last_line_is_dropped_and_its_call_may_come_again(ledger: Path) -
 def test_a_file_that_is_no_ledger_is_refused_and_left_alone(
     ledger: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    ledger.write_text("a shopping list\n")
+    ledger.write_text("a shopping list\nbread")
     with pytest.raises(RuntimeError, match="did not start"), running(ledger):
         pass
     assert f"{ledger} cannot be the ledger" in capfd.readouterr().err
-    assert ledger.read_text() == "a shopping list\n"
+    assert ledger.read_text() == "a shopping list\nbread"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

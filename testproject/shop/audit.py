@@ -1,4 +1,4 @@
-"""Was anything lost or doubled? The services' ledger and the stock are asked, not the sagas alone."""
+"""Was anything lost or doubled? Asked of the services' ledger and the stock, not of sagas alone."""
 
 from __future__ import annotations
 
@@ -33,15 +33,19 @@ class Account:
         if self.payments == self.bookings == right:
             return ""
         return (
-            f"{self.execution} is {self.execution.status}, so {right} payments and {right} bookings "
-            f"should stand, not {self.payments} and {self.bookings}"
+            f"{self.execution} is {self.execution.status}: {right} payments and {right} bookings "
+            f"should stand, but {self.payments} and {self.bookings} do"
         )
 
 
 def accounts(ledger: dict[str, Any]) -> list[Account]:
     standing = Counter((saga_id(line), line["service"]) for line in ledger["standing"])
     return [
-        Account(execution, standing[str(execution.pk), "payments"], standing[str(execution.pk), "courier"])
+        Account(
+            execution,
+            standing[str(execution.pk), "payments"],
+            standing[str(execution.pk), "courier"],
+        )
         for execution in executions().order_by("created_at")
     ]
 

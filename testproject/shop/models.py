@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import uuid
 
-from django.core.validators import MinValueValidator
 from django.db import models
 
 
@@ -18,7 +17,7 @@ class Product(models.Model):
 
 class Order(models.Model):
     product = models.ForeignKey(Product, on_delete=models.PROTECT)
-    quantity = models.PositiveIntegerField(default=1, validators=[MinValueValidator(1)])
+    quantity = models.PositiveIntegerField(default=1)
     address = models.CharField(max_length=200)
     # Fixed with the order: however often its saga is started, it is the same execution.
     saga_id = models.UUIDField(default=uuid.uuid4, unique=True, editable=False)

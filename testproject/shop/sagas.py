@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, ClassVar
 
@@ -18,7 +18,6 @@ from django_saga import (
     SagaStepHandler,
     current_step,
 )
-from django_saga.models import SagaStepRecord
 from testproject.services import Refused, Services
 from testproject.shop.models import Order, Product
 
@@ -51,8 +50,7 @@ def undo(path: str, order_id: int, **known: str | None) -> None:
     if all(known.values()):
         call(path, **known)
         return
-    act = replace(current_step(), action=SagaStepRecord.Action.ACT)
-    call(path, order=order_id, charge_key=act.idempotency_key)
+    call(path, order=order_id, charge_key=current_step().act_idempotency_key)
 
 
 class ReserveStock(SagaStepHandler[OrderContext]):

@@ -19,9 +19,9 @@ Tell = Callable[..., None]
 async def events(order: Order) -> AsyncIterator[str]:
     """Drive the order's saga, and tell what happens as it happens.
 
-    A step that fails is compensated inside of the iteration over the steps, so the driving is a task
-    of its own, and what it tells goes through a queue. When the client goes away, the task is cancelled:
-    the step in flight ends, nothing is compensated, and recovery drives the order on.
+    A step that fails is compensated inside of the iteration over the steps, so the driving is a
+    task of its own, and what it tells goes through a queue. When the client goes away, the task is
+    cancelled: the step in flight ends, nothing is compensated, and recovery drives the order on.
     """
     news: asyncio.Queue[str] = asyncio.Queue()
 

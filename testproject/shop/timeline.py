@@ -24,7 +24,7 @@ def executions() -> QuerySet[SagaExecution]:
 
 
 def context_of(execution: SagaExecution) -> OrderContext:
-    context: OrderContext = OrderSaga.definition.codec.decode(execution.context)
+    context: OrderContext = OrderSaga.context_of(execution)
     return context
 
 
@@ -68,6 +68,8 @@ def effects(ledger: dict[str, Any]) -> str:
     undos = {"refund", "cancel", "block"}
     told = []
     for line in sorted(ledger["effects"] + ledger["blocked"], key=lambda line: str(line["time"])):
-        mark = "" if line["verb"] in undos else " (stands)" if line["id"] in standing else " (undone)"
+        mark = (
+            "" if line["verb"] in undos else " (stands)" if line["id"] in standing else " (undone)"
+        )
         told.append(f"{line['service']}.{line['verb']}{mark}")
     return ", ".join(told) or "nothing"

@@ -4,7 +4,7 @@ from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.core.exceptions import BadRequest
 from django.db import transaction
-from django.forms import modelform_factory
+from django.forms import IntegerField, ModelForm
 from django.http import HttpRequest, HttpResponse, QueryDict, StreamingHttpResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_POST
@@ -15,8 +15,15 @@ from testproject.shop.sagas import OrderContext, OrderSaga
 from testproject.shop.streaming import events
 from testproject.shop.timeline import context_of, executions
 
-OrderForm = modelform_factory(Order, fields=["product", "quantity", "address"])
 NO_COURIER = {"status": 422, "message": "no courier goes there today"}
+
+
+class OrderForm(ModelForm):
+    quantity = IntegerField(min_value=1, initial=1)
+
+    class Meta:
+        model = Order
+        fields = ["product", "quantity", "address"]
 
 
 def index(request: HttpRequest) -> HttpResponse:
@@ -38,14 +45,12 @@ def enqueue(request: HttpRequest) -> HttpResponse:
 async def stream(request: HttpRequest) -> StreamingHttpResponse:
     """Drive the order here, and stream its steps.
 
-    By POST, and so without the browser's EventSource: that one connects again after a lost connection,
-    and would order again.
+    By POST, and so without the browser's EventSource: after a lost connection that one connects
+    again, and would order again.
     """
     order = await sync_to_async(place)(request.POST)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingHttpResponse(
-        events(order), headers=headers, content_type="text/event-stream"
-    )
+    return StreamingHttpResponse(events(order), headers=headers, content_type="text/event-stream")
 
 
 def place(data: QueryDict) -> Order:

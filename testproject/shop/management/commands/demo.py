@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,7 +19,7 @@ from django.contrib.auth import get_user_model
 from django.core.management import CommandError, CommandParser, call_command
 from django.core.management.base import BaseCommand
 from django.db.models import F
-from django.utils import timezone
+from django.db.models.functions import Now
 
 from django_saga import SagaFailed
 from django_saga.models import SagaExecution
@@ -30,6 +30,7 @@ from testproject.shop.sagas import OrderContext, OrderSaga
 from testproject.shop.timeline import context_of, effects, executions, styled, timeline
 
 USER = PASSWORD = "demo"
+ADMIN = "/admin/django_saga/sagaexecution/?status=all"  # it would open on the failed one alone
 PRODUCTS = {"Green tea": "4.50", "Teapot": "39.00", "Tea cups, set of four": "24.80"}
 LEASE = 3  # seconds; a crash is noticed when it has run out
 PATIENCE = 60  # seconds for anything that should take no more than a few
@@ -43,8 +44,8 @@ RUN = (
 
 class Command(BaseCommand):
     help = (
-        "Runs three orders: one completes, one fails and is compensated, one is killed and recovered. "
-        "With --serve, serves the shop and the admin instead, with the orders that there are."
+        "Runs three orders: one completes, one fails and is compensated, one is killed and "
+        "recovered. With --serve, serves the shop and the admin with the orders that there are."
     )
     requires_system_checks = ()  # of tables that the first start has yet to make
 
@@ -55,22 +56,25 @@ class Command(BaseCommand):
     def handle(self, *args: Any, serve: bool, port: int, **options: Any) -> None:
         # Told to end, it must not leave its processes behind: end as Ctrl-C does.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        self.prepare()
-        with self.services() as services:
-            if not serve or not executions().exists():
-                self.run_orders(services)
-            if serve:
-                self.serve(services, port)
-            else:
-                self.invite(port)
+        try:
+            self.prepare()
+            with self.services() as services:
+                if not serve or not executions().exists():
+                    self.run_orders(services)
+                if serve:
+                    self.serve(services, port)
+                else:
+                    self.invite(port)
+        except KeyboardInterrupt:
+            sys.exit(130)
 
     def serve(self, services: Services, port: int) -> None:
         for path in (*ACTS, *UNDOS):
             services.behave(path, delay=WATCHABLE)
         self.say(
             f"The shop:   http://127.0.0.1:{port}/",
-            f"The admin:  http://127.0.0.1:{port}/admin/  (user: {USER}, password: {PASSWORD})",
-            "Ctrl-C ends them.",
+            f"The admin:  http://127.0.0.1:{port}{ADMIN}  (user: {USER}, password: {PASSWORD})",
+            "Ctrl-C ends both.",
         )
         sys.exit(serving.serve(port))
 
@@ -94,18 +98,15 @@ class Command(BaseCommand):
     @contextmanager
     def services(self) -> Iterator[Services]:
         url = urlsplit(settings.SHOP_SERVICES_URL)
-        try:
-            started = running(settings.SHOP_LEDGER, url.port or 80)
-            services = started.__enter__()
-        except RuntimeError as error:
-            raise CommandError(
-                f"{error} Is the demo running in another terminal already? Otherwise name a free "
-                "port, as SHOP_SERVICES_URL=http://127.0.0.1:PORT in the environment."
-            ) from error
-        try:
+        with ExitStack() as stack:
+            try:
+                services = stack.enter_context(running(settings.SHOP_LEDGER, url.port or 80))
+            except RuntimeError as error:
+                raise CommandError(
+                    f"{error} Is the demo running in another terminal already? Otherwise name a "
+                    "free port, as SHOP_SERVICES_URL=http://127.0.0.1:PORT in the environment."
+                ) from error
             yield services
-        finally:
-            started.__exit__(None, None, None)
 
     # The three orders
 
@@ -151,16 +152,17 @@ class Command(BaseCommand):
             finally:
                 process.kill()
         self.say(
-            f"  Process {process.pid} ran it. The payment service took the money and had not yet "
-            "answered,",
-            f"  when it was killed (exit status {process.returncode}). This is what it left behind:",
+            f"  Process {process.pid} ran it. The payment service had taken the money, but not yet",
+            f"  answered, when the process was killed (exit status {process.returncode}). "
+            "What it left behind:",
         )
         self.show(order, services)
         self.say("", f"  Its lease of {LEASE} s runs out; then: manage.py recover_sagas")
-        execution = SagaExecution.objects.get(pk=order.saga_id)
-        self.wait_until(lambda: (execution.lease_until or timezone.now()) <= timezone.now())
+        self.wait_until(executions().filter(pk=order.saga_id, lease_until__lte=Now()).exists)
         call_command("recover_sagas", stdout=self.stdout, stderr=self.stderr)
-        self.say("", "  The card was charged again, with the same key: the service took nothing twice.")
+        self.say(
+            "", "  The card was charged again, with the same key: the service took nothing twice."
+        )
         self.show(order, services)
 
     def place(self, product: str, quantity: int) -> Order:
@@ -173,11 +175,11 @@ class Command(BaseCommand):
         except SagaFailed as failed:
             self.say(f"  SagaFailed: step {failed.step}: {failed.__cause__}")
 
-    def wait_until(self, condition: Any, process: Any = None) -> None:
+    def wait_until(self, condition: Callable[[], Any], process: Any = None) -> None:
         deadline = time.monotonic() + PATIENCE
         while not condition():
             if time.monotonic() > deadline or (process and process.poll() is not None):
-                raise CommandError("The demo did not get to where it wanted to kill its process.")
+                raise CommandError(f"This took more than {PATIENCE} s, or its process ended.")
             time.sleep(0.02)
 
     # What is shown
@@ -185,7 +187,7 @@ class Command(BaseCommand):
     def show(self, order: Order, services: Services) -> None:
         execution = SagaExecution.objects.get(pk=order.saga_id)
         for line in timeline(execution, self.style):
-            self.say(f"  {line}")
+            self.say(f"  {line.rstrip()}")
         stock = Product.objects.get(pk=order.product_id)
         self.say(
             f"  In the services' ledger: {effects(services.effects(order.pk))}",
@@ -214,7 +216,7 @@ class Command(BaseCommand):
         self.say(
             "  python run.py demo --serve",
             "",
-            f"  and open http://127.0.0.1:{port}/admin/django_saga/sagaexecution/",
+            f"  and open http://127.0.0.1:{port}{ADMIN}",
             f"  User: {USER}  Password: {PASSWORD}",
             f"  Order more at http://127.0.0.1:{port}/",
         )
