@@ -11,7 +11,8 @@ from django.db.models import Sum
 
 from django_saga.models import SagaExecution
 from testproject.shop.models import Product
-from testproject.shop.timeline import context_of, executions
+from testproject.shop.sagas import OrderSaga
+from testproject.shop.timeline import executions
 
 # A completed order is paid and booked once; of one that failed nothing stands.
 RIGHT = {SagaExecution.Status.COMPLETED: 1, SagaExecution.Status.FAILED: 0}
@@ -66,7 +67,7 @@ def stock_problems(found: Iterable[SagaExecution]) -> Iterator[str]:
     sold: Counter[int] = Counter()
     for execution in found:
         if execution.status == SagaExecution.Status.COMPLETED:
-            context = context_of(execution)
+            context = OrderSaga.context_of(execution)
             sold[context.product_id] += context.quantity
     for product in Product.objects.all():
         if product.in_stock != product.supplied - sold[product.pk]:

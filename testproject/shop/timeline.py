@@ -9,7 +9,7 @@ from django.core.management.color import Style
 from django.db.models import QuerySet
 
 from django_saga.models import SagaExecution, SagaStepRecord
-from testproject.shop.sagas import OrderContext, OrderSaga
+from testproject.shop.sagas import OrderSaga
 
 STYLES = {
     "DONE": "SUCCESS",
@@ -21,11 +21,6 @@ STYLES = {
 
 def executions() -> QuerySet[SagaExecution]:
     return SagaExecution.objects.filter(saga=OrderSaga.name)
-
-
-def context_of(execution: SagaExecution) -> OrderContext:
-    context: OrderContext = OrderSaga.context_of(execution)
-    return context
 
 
 def timeline(execution: SagaExecution, style: Style) -> Iterator[str]:

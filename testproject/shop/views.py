@@ -13,7 +13,7 @@ from testproject.services import Services
 from testproject.shop.models import Order, Product
 from testproject.shop.sagas import OrderContext, OrderSaga
 from testproject.shop.streaming import events
-from testproject.shop.timeline import context_of, executions
+from testproject.shop.timeline import executions
 
 NO_COURIER = {"status": 422, "message": "no courier goes there today"}
 
@@ -28,7 +28,10 @@ class OrderForm(ModelForm):
 
 def index(request: HttpRequest) -> HttpResponse:
     form = OrderForm(initial={"product": Product.objects.first(), "address": "1 Main Street"})
-    latest = [(context_of(row).order_id, row) for row in executions().order_by("-created_at")[:12]]
+    latest = [
+        (OrderSaga.context_of(row).order_id, row)
+        for row in executions().order_by("-created_at")[:12]
+    ]
     return render(request, "shop/index.html", {"form": form, "latest": latest})
 
 

@@ -27,7 +27,7 @@ from testproject.services import ACTS, UNDOS, Services, running
 from testproject.shop import audit, serving
 from testproject.shop.models import Order, Product
 from testproject.shop.sagas import OrderContext, OrderSaga
-from testproject.shop.timeline import context_of, effects, executions, styled, timeline
+from testproject.shop.timeline import effects, executions, styled, timeline
 
 USER = PASSWORD = "demo"
 ADMIN = "/admin/django_saga/sagaexecution/?status=all"  # it would open on the failed one alone
@@ -203,7 +203,7 @@ class Command(BaseCommand):
         self.say(self.style.MIGRATE_LABEL("  order  payments  bookings  status"))
         for account in audit.accounts(ledger):
             status = styled(self.style, account.execution.status)
-            order = context_of(account.execution).order_id
+            order = OrderSaga.context_of(account.execution).order_id
             self.say(f"  {order:5}  {account.payments:8}  {account.bookings:8}  {status}")
         for product in Product.objects.all():
             self.say(f"  {product}: {product.in_stock} of {product.supplied} in stock")
