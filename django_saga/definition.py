@@ -127,11 +127,15 @@ def _check_fallback(where: str, entry: Fallback) -> None:
 
 
 def _check_step(where: str, step: object) -> None:
-    if not isinstance(step, type) or not issubclass(step, SagaStepHandler):
+    if (
+        not isinstance(step, type)
+        or not issubclass(step, SagaStepHandler)
+        or step is SagaStepHandler
+    ):
         raise InvalidDefinition(
             f"{where}: expected a SagaStepHandler class or a Fallback, got {step!r}."
         )
-    aliases = step.aliases
+    aliases: object = step.aliases
     if not isinstance(aliases, (list, tuple)) or not all(isinstance(a, str) for a in aliases):
         raise InvalidDefinition(f"{where}: the aliases of {step.__qualname__} must be texts.")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Protocol
 from uuid import UUID, uuid5
 
 from django.core.exceptions import PermissionDenied
@@ -21,28 +21,27 @@ from django_saga.drivers import drive
 from django_saga.exceptions import LeaseLost, SagaAlreadyRunning, SagaError, SagaNotFound
 from django_saga.flow import Run
 from django_saga.models import SagaExecution
-from django_saga.recovery import _saga_of
+from django_saga.recovery import _saga_of, recover_saga
 from django_saga.saga import _uuid, enqueue
 from django_saga.storage import DjangoSagaStorage
 from django_saga.storage.base import Checkpoint, Claim
 from django_saga.verdicts import DatabaseNow, Verdict, recover_verdict, retry_verdict
 
-if TYPE_CHECKING:
-    from django.contrib.auth.models import AbstractBaseUser, AnonymousUser, PermissionsMixin
-
-    class _User(AbstractBaseUser, PermissionsMixin):
-        class Meta:
-            abstract = True
-
-    User = _User | AnonymousUser
-
 Status = SagaExecution.Status
+
+
+class Operator(Protocol):
+    """Who has something done: a user, as the project's authentication knows them."""
+
+    def has_perm(self, perm: str) -> bool:
+        """Whether they may."""
+        ...
 
 
 def retry(
     saga_id: UUID | str,
     *,
-    user: User | None = None,
+    user: Operator | None = None,
     status: str | None = None,
     delay: float = 0.0,
     storage: DjangoSagaStorage | None = None,
@@ -79,7 +78,7 @@ def retry(
 
 
 def recover(
-    saga_id: UUID | str, *, user: User | None = None, storage: DjangoSagaStorage | None = None
+    saga_id: UUID | str, *, user: Operator | None = None, storage: DjangoSagaStorage | None = None
 ) -> SagaExecution:
     """Have the backend drive on now what has lost its driver, or never got one.
 
@@ -134,7 +133,7 @@ def _permission(verb: str) -> str:
     return f"django_saga.{verb}_sagaexecution"
 
 
-def _permit(user: User | None, verb: str) -> None:
+def _permit(user: Operator | None, verb: str) -> None:
     if user is not None and not user.has_perm(_permission(verb)):
         raise PermissionDenied(f"This takes the permission {_permission(verb)}.")
 
@@ -204,7 +203,6 @@ def _compensate_again(
     wrote STUCK as its last word, and every earlier driver's token is lower.
     """
     claim = _claim(execution)
-    saga, _ = _saga_of(claim, storage)
     backend = get_backend()
     transition = machine.compensate_again(claim.state)
     again = transition.state.active
@@ -221,18 +219,17 @@ def _compensate_again(
     except LeaseLost:
         raise SagaError(f"{_name(execution)} is being retried already.") from None
     if again:
-        storage.on_commit(partial(backend.hand_over, saga, claim.id, delay))
+        storage.on_commit(partial(_ring, claim, storage, delay))
     else:  # nothing was left to undo
-        run = Run(saga, claim, None)
+        run = Run(_saga_of(claim, storage)[0], claim, None)
         run.state = transition.state
         storage.on_commit(lambda: drive(announce(run, transition.events, None)))
     return _read(execution.id, storage)
 
 
 def _send(execution: SagaExecution, storage: DjangoSagaStorage) -> SagaExecution:
-    claim = _claim(execution)
     try:
-        get_backend().send(_saga_of(claim, storage)[0], claim.id, 0.0)
+        _ring(_claim(execution), storage, 0.0)
     except SagaError:
         raise
     except Exception as error:
@@ -241,3 +238,13 @@ def _send(execution: SagaExecution, storage: DjangoSagaStorage) -> SagaExecution
             f"{type(error).__name__}: {error}"
         ) from error
     return _read(execution.id, storage)
+
+
+def _ring(claim: Claim, storage: DjangoSagaStorage, delay: float) -> None:
+    """Tell the backend; one that drives here cannot tell of a saga that the code has lost."""
+    backend = get_backend()
+    saga, lost = _saga_of(claim, storage)
+    if lost is None or backend.queues:
+        backend.send(saga, claim.id, delay)
+    elif delay <= 0:
+        recover_saga(claim.id, storage=storage)

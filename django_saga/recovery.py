@@ -74,7 +74,6 @@ def sweep(
     Raises StorageUnavailable where the database is away, InsideTransaction.
     """
     storage = storage or default_storage()
-    storage.refuse_transaction()
     here = inline or (inline is None and not get_backend().queues)
     while limit is None or limit > 0:
         batch = BATCH if limit is None else min(limit, BATCH)

@@ -85,8 +85,8 @@ class DjangoSagaStorage(SagaStorage):
         with _translated(connection):
             try:
                 row = _fetch(connection, _sql(connection).create, params)
-            except IntegrityError:
-                if _sql(connection).dialect.skip_duplicate:
+            except IntegrityError as error:
+                if error.args[0] != _DUPLICATE_KEY:
                     raise
                 row = None
         if row is None:
@@ -130,6 +130,8 @@ class DjangoSagaStorage(SagaStorage):
             )
         if claim.state.active:
             assert claim.execution is not None
+            if not _is_leased(claim):  # it was released between the two statements
+                return self.acquire(saga_id, driver=driver, lease=lease, saga=saga, token=token)
             raise SagaAlreadyRunning(
                 f"Saga {claim.saga} {saga_id} is being driven by {claim.execution.driver}, in "
                 f"{claim.state.action} of step {claim.state.step}; its lease lasts until "
@@ -177,7 +179,8 @@ class DjangoSagaStorage(SagaStorage):
                 if cursor.rowcount == len(leases):
                     return {id for id, _ in leases}
             query = f"SELECT {_sql(connection).row} FROM {EXECUTIONS} WHERE {pairs}"
-            return {claim.id for claim in self._rows(query, held) if claim.state.active}
+            rows = self._rows(query, held)
+            return {claim.id for claim in rows if claim.state.active and _is_leased(claim)}
 
     def release(
         self, saga_id: UUID, token: int, *, unstarted: bool = False, grace: float | None = None
@@ -201,7 +204,8 @@ class DjangoSagaStorage(SagaStorage):
         connection = self._connection
         sql = _sql(connection)
         which = (saga or "", saga is None, limit)
-        change, times = (sql.take, (lease, driver)) if lease else (sql.leave_alone, (grace,))
+        take = (sql.take, (lease, driver))
+        change, times = (sql.leave_alone, (grace,)) if lease is None else take
         with _translated(connection):
             if lease is None and grace is None:
                 query = sql.due.replace("SELECT id", f"SELECT {sql.row}")
@@ -265,8 +269,7 @@ class DjangoSagaStorage(SagaStorage):
         execution = claim.execution
         execution.assign(state)
         execution.token, execution.updated_at = claim.token, at
-        if not state.active:
-            execution.finished_at = execution.finished_at or at
+        execution.finished_at = None if state.active else execution.finished_at or at
         if not leased:
             execution.lease_until = None
         return execution
@@ -316,6 +319,10 @@ def _columns(claim: Claim) -> dict[str, Any]:
     }
 
 
+def _is_leased(claim: Claim) -> bool:
+    return claim.execution is not None and claim.execution.lease_until is not None
+
+
 def _oldest_first(claims: list[Claim]) -> list[Claim]:
     return sorted(claims, key=lambda claim: claim.execution.created_at)  # type: ignore[union-attr]
 
@@ -354,6 +361,9 @@ def _update_of(
     changed = {name: value for name, value in after.items() if value != before[name]}
     if "effects" in changed:
         changed["effects"] = _json(changed["effects"])
+    if "stuck_reason" in changed:  # it may quote what was stored, or what a context said of itself
+        changed["stuck_reason"] = _text(changed["stuck_reason"])
+        changed["error_message"] = _text(after["error_message"])
     wake, grace = checkpoint.wake, checkpoint.grace
     kind = (tuple(changed), wake is not None, grace is not None, not checkpoint.after.active)
     params = (
@@ -364,6 +374,7 @@ def _update_of(
         checkpoint.token,
         before["status"],
         before["step"],
+        before["action"],
         before["attempt"],
     )
     return kind, params
@@ -392,6 +403,11 @@ def _json(value: object) -> str:
     return msgspec.json.encode(value).decode()
 
 
+def _text(value: str) -> str:
+    """What every database takes: no NUL, no lone surrogates."""
+    return value.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
+
+
 def _uuid(value: UUID, connection: BaseDatabaseWrapper) -> Any:
     return SagaExecution._meta.pk.get_db_prep_value(value, connection)
 
@@ -408,13 +424,27 @@ def _translated(connection: BaseDatabaseWrapper) -> Iterator[None]:
     try:
         yield
     except (OperationalError, InterfaceError, ProgrammingError) as error:
-        if isinstance(error, ProgrammingError) or "no such table" in str(error):
-            if EXECUTIONS in connection.introspection.table_names():
-                raise
+        if _is_outdated(error):
             raise SagaError(
-                f"The database {connection.alias!r} has no tables of django-saga; "
-                f"run: manage.py migrate django_saga --database {connection.alias}"
+                f"The database {connection.alias!r} has no tables of django-saga, or older ones; "
+                f"run: manage.py migrate django_saga --database {connection.alias} ({error})"
             ) from error
+        if isinstance(error, ProgrammingError):
+            raise
         if not connection.in_atomic_block:
             connection.close()  # what is left of it must not serve the next statement
         raise StorageUnavailable(f"The database {connection.alias!r}: {error}") from error
+
+
+def _is_outdated(error: Exception) -> bool:
+    """Whether a table or a column is missing; asks nothing of a transaction that is broken."""
+    state = getattr(error.__cause__, "sqlstate", None)  # psycopg
+    code = error.args[0] if error.args else None  # MariaDB; SQLite has its text there
+    return (
+        state in ("42P01", "42703")
+        or code in (1146, 1054)
+        or str(code).startswith(("no such table", "no such column"))
+    )
+
+
+_DUPLICATE_KEY = 1062  # MariaDB's; the others skip duplicates by themselves

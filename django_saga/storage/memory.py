@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,8 @@ from django_saga.storage.base import Checkpoint, Claim, SagaStorage, Saved
 
 if TYPE_CHECKING:
     from django_saga.models import SagaExecution, SagaStepRecord
+
+logger = logging.getLogger("django_saga.storage")
 
 
 @dataclass(slots=True)
@@ -108,6 +111,7 @@ class MemorySagaStorage(SagaStorage):
                 or row.token != checkpoint.token
                 or stored.status != before.status
                 or stored.step != before.step
+                or stored.action != before.action
                 or stored.attempt != before.attempt
             ):
                 raise LeaseLost(
@@ -120,8 +124,7 @@ class MemorySagaStorage(SagaStorage):
             row.lease_until = _after(now, checkpoint.lease)
             row.wake_at = _after(now, checkpoint.wake)
             row.grace_until = _after(now, checkpoint.grace)
-            if not checkpoint.after.active:
-                row.finished_at = now
+            row.finished_at = None if checkpoint.after.active else now
             if checkpoint.record is not None:
                 row.records.append((checkpoint, now, row.driver))
             return Saved(_utc(now), len(row.records))
@@ -207,7 +210,10 @@ class MemorySagaStorage(SagaStorage):
         yield
 
     def on_commit(self, function: Callable[[], object]) -> None:
-        function()
+        try:
+            function()
+        except Exception:
+            logger.exception("What was to be done on commit failed")
 
     def refuse_transaction(self) -> None:
         """A caller's transaction is no concern of this storage."""

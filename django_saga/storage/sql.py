@@ -124,7 +124,7 @@ class Statements:
 
     @lru_cache(maxsize=512)  # noqa: B019 - there is one instance for each vendor, for ever
     def update(self, changed: tuple[str, ...], wake: bool, grace: bool, final: bool) -> str:
-        """Parameters: changed, lease, wake and grace if given; id, token, status, step, attempt."""
+        """Parameters: changed, lease, wake and grace if given; id, token, and where it was."""
         now, after = self.dialect.now, self.dialect.after.format(self.dialect.number)
         assignments = [f"{c} = {self.dialect.json if c in _JSON else '%s'}" for c in changed]
         assignments += [
@@ -132,11 +132,12 @@ class Statements:
             f"wake_at = {after if wake else 'NULL'}",
             f"grace_until = {after if grace else 'NULL'}",
             f"updated_at = {now}",
-            *([f"finished_at = {now}"] if final else []),
+            f"finished_at = {now if final else 'NULL'}",
         ]
         return (
             f"UPDATE {EXECUTIONS} SET {', '.join(assignments)} "
-            "WHERE id = %s AND token = %s AND status = %s AND step = %s AND attempt = %s"
+            "WHERE id = %s AND token = %s "
+            "AND status = %s AND step = %s AND action = %s AND attempt = %s"
         )
 
     @lru_cache(maxsize=2)  # noqa: B019
@@ -145,7 +146,7 @@ class Statements:
         columns = RECORD + ERROR if error else RECORD
         return (
             f"INSERT INTO {RECORDS} ({', '.join(columns)}, driver, execution_id, created_at) "
-            f"SELECT {', '.join(['%s'] * len(columns))}, driver, id, {self.dialect.now} "
+            f"SELECT {', '.join(['%s'] * len(columns))}, driver, id, updated_at "
             f"FROM {EXECUTIONS} WHERE id = %s RETURNING id, created_at"
         )
 

@@ -1,0 +1,129 @@
+"""The list: its page, without counting what is not shown."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from django.contrib.admin.views.main import PAGE_VAR, ChangeList
+from django.core.paginator import Paginator
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.utils.translation import gettext as _
+
+from django_saga.admin.filters import StatusFilter
+from django_saga.models import SagaExecution
+from django_saga.verdicts import DatabaseNow
+
+SHOWN = (
+    "status",
+    "saga",
+    "step",
+    "action",
+    "attempt",
+    "failed_step",
+    "error_type",
+    "created_at",
+    "finished_at",
+    "updated_at",
+    "lease_until",
+    "wake_at",
+    "grace_until",
+)
+LAST_PAGE = 1_000_000
+
+if TYPE_CHECKING:
+    _Paginator = Paginator[Any]
+else:
+    _Paginator = Paginator
+
+
+class OpenPaginator(_Paginator):
+    """Knows whether there is a next page, not how many: a full count reads the whole table."""
+
+    def __init__(self, objects: Any, per_page: int, *, page: int) -> None:
+        super().__init__(objects, per_page)
+        self._page = min(max(page, 1), LAST_PAGE)
+
+    @cached_property
+    def count(self) -> int:
+        bottom = (self._page - 1) * self.per_page
+        keys: Any = self.object_list.values_list("pk", flat=True)  # type: ignore[attr-defined]
+        return bottom + len(keys[bottom : bottom + self.per_page + 1])
+
+
+def page_of(request: HttpRequest) -> int:
+    """The page that is asked for, from 1 up."""
+    try:
+        return int(request.GET.get(PAGE_VAR, 1))
+    except ValueError:
+        return 1
+
+
+def uuid_of(text: str) -> UUID | None:
+    """The id in a search, or None where it holds none."""
+    try:
+        return UUID(text.strip())
+    except ValueError:
+        return None
+
+
+class ExecutionChangeList(ChangeList):
+    """One page of executions, with only the columns that it shows."""
+
+    result_list: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.title = _("Saga executions")
+
+    @property
+    def opens_on_attention(self) -> bool:
+        """Whether only what needs attention is shown."""
+        return not self.query and StatusFilter.parameter_name not in self.params
+
+    @property
+    def query_of_all(self) -> str:
+        """The query of all executions, whatever their status."""
+        return self.get_query_string({StatusFilter.parameter_name: "all"}, remove=[PAGE_VAR])
+
+    def get_queryset(self, *args: Any, **kwargs: Any) -> QuerySet[SagaExecution]:
+        queryset: QuerySet[SagaExecution] = super().get_queryset(*args, **kwargs)
+        return queryset.only(*SHOWN).annotate(db_now=DatabaseNow())
+
+    @property
+    def first(self) -> int:
+        """The number of the first row that is shown, from 1 up."""
+        return (self.page_num - 1) * self.list_per_page + 1
+
+    @property
+    def last(self) -> int:
+        """The number of the last row that is shown."""
+        return self.first + len(self.result_list) - 1
+
+    @property
+    def newer(self) -> str:
+        """The query of the page before this one; empty on the first."""
+        return self._page(self.page_num - 1) if self.page_num > 1 else ""
+
+    @property
+    def older(self) -> str:
+        """The query of the page after this one; empty on the last."""
+        return self._page(self.page_num + 1) if self.result_count > self.last else ""
+
+    def _page(self, number: int) -> str:
+        return self.get_query_string({PAGE_VAR: number})
+
+    @property
+    def note(self) -> str:
+        """Why there is nothing to see, in words."""
+        if self.result_list:
+            return ""
+        if self.query and uuid_of(self.query) is None:
+            return _("A search takes the whole id of an execution, a UUID; this is none.")
+        if self.query:
+            return _("No execution has this id.")
+        if not self.has_active_filters:
+            return _("Nothing needs attention.")
+        return _("No execution matches these filters.")

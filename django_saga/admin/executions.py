@@ -1,0 +1,232 @@
+"""The admin of executions: the list, the page of one, and the ways to act on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from django.contrib import admin, messages
+from django.contrib.admin.views.main import PAGE_VAR
+from django.core.exceptions import BadRequest, PermissionDenied, ValidationError
+from django.db import connections, transaction
+from django.db.models import QuerySet
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext_lazy as _
+
+from django_saga.admin import detail
+from django_saga.admin.changelist import ExecutionChangeList, OpenPaginator, page_of, uuid_of
+from django_saga.admin.confirming import Confirming
+from django_saga.admin.filters import ErrorFilter, SagaFilter, StatusFilter, StepFilter
+from django_saga.admin.formats import badge, moment, name, span, status_badge
+from django_saga.admin.jobs import find_job, has_jobs
+from django_saga.models import SagaExecution
+from django_saga.operations import VERBS
+from django_saga.storage import DjangoSagaStorage
+from django_saga.verdicts import DatabaseNow
+
+if TYPE_CHECKING:
+    _Admin = admin.ModelAdmin[SagaExecution]
+else:
+    _Admin = admin.ModelAdmin
+
+TEMPLATES = "admin/django_saga/sagaexecution"
+
+
+@admin.register(SagaExecution)
+class SagaExecutionAdmin(Confirming, _Admin):
+    """Executions can be seen, retried and recovered; none can be added, edited or deleted."""
+
+    list_display = ("status_shown", "saga_shown", "step_shown", "error_shown", "age", "took")
+    list_display_links = ("saga_shown",)
+    list_filter = (StatusFilter, SagaFilter, StepFilter, ErrorFilter)
+    list_per_page = 50
+    list_max_show_all = 0
+    search_fields = ("pk",)
+    search_help_text = _("The whole id of an execution; it is looked for in all of them.")
+    ordering = ("-created_at",)
+    sortable_by = ()
+    show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
+    actions = ("retry_selected", "recover_selected")
+
+    class Media:
+        css = {"all": ["django_saga/admin.css"]}
+
+    # Nothing changes but through the verbs
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_retry_permission(self, request: HttpRequest) -> bool:
+        return self.may(request, VERBS["retry"])
+
+    def has_recover_permission(self, request: HttpRequest) -> bool:
+        return self.may(request, VERBS["recover"])
+
+    # The list
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[SagaExecution]:
+        # Where executions are driven: what a replica tells may be over already.
+        return super().get_queryset(request).using(DjangoSagaStorage().alias)
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> Any:
+        return ExecutionChangeList
+
+    def get_paginator(
+        self, request: HttpRequest, queryset: Any, per_page: int, *args: Any, **kwargs: Any
+    ) -> OpenPaginator:
+        return OpenPaginator(queryset, per_page, page=page_of(request))
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[SagaExecution], search_term: str
+    ) -> tuple[QuerySet[SagaExecution], bool]:
+        if not search_term:
+            return queryset, False
+        saga_id = uuid_of(search_term)
+        return (queryset.filter(pk=saga_id) if saga_id else queryset.none()), False
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        query = request.GET.copy()
+        query.pop(PAGE_VAR, None)
+        verbs = [
+            {"name": verb.name, "url": f"{self.url_of(verb.name, 'many')}?{query.urlencode()}"}
+            for verb in VERBS.values()
+            if self.may(request, verb)
+        ]
+        try:
+            return super().changelist_view(request, {**(extra_context or {}), "verbs": verbs})
+        except ValidationError:
+            raise BadRequest("What is selected is no id of an execution.") from None
+
+    @admin.display(description=_("status"))
+    def status_shown(self, execution: SagaExecution) -> SafeString:
+        shown = status_badge(execution)
+        lease, now = execution.lease_until, execution.db_now  # type: ignore[attr-defined]
+        if execution.is_active and lease is not None and lease <= now:
+            return format_html("{} {}", shown, badge("lost", _("driver lost")))
+        if execution.is_active and execution.wake_at is not None and execution.wake_at > now:
+            wait = _("next attempt in %(time)s") % {"time": span(execution.wake_at - now)}
+            return format_html('{} <span class="saga-small">{}</span>', shown, wait)
+        return shown
+
+    @admin.display(description=_("saga"))
+    def saga_shown(self, execution: SagaExecution) -> SafeString:
+        # The end of an id tells more than its beginning, which may be a time.
+        return format_html(
+            '{} <span class="saga-id" title="{}">…{}</span>',
+            name(execution.saga),
+            execution.pk,
+            str(execution.pk)[-12:],
+        )
+
+    @admin.display(description=_("step"))
+    def step_shown(self, execution: SagaExecution) -> str:
+        step = name(execution.step or execution.failed_step)
+        if not step or not execution.is_active:
+            return step
+        where = f"{execution.action}, {execution.attempt}."
+        return format_html('{} <span class="saga-small">{}</span>', step, where)
+
+    @admin.display(description=_("error type"))
+    def error_shown(self, execution: SagaExecution) -> str:
+        return name(execution.error_type)
+
+    @admin.display(description=_("age"))
+    def age(self, execution: SagaExecution) -> SafeString:
+        now = execution.db_now  # type: ignore[attr-defined]
+        return moment(execution.created_at, span(now - execution.created_at))
+
+    @admin.display(description=_("duration"))
+    def took(self, execution: SagaExecution) -> str:
+        return span(execution.duration) if execution.finished_at else ""
+
+    @admin.action(description=_("Retry the selected executions…"), permissions=["retry"])
+    def retry_selected(self, request: HttpRequest, queryset: Any) -> HttpResponse:
+        return self.confirm_selected(request, VERBS["retry"])
+
+    @admin.action(description=_("Recover the selected executions…"), permissions=["recover"])
+    def recover_selected(self, request: HttpRequest, queryset: Any) -> HttpResponse:
+        return self.confirm_selected(request, VERBS["recover"])
+
+    # One
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        """The page of one execution; it has no form, and takes no POST."""
+        if not self.has_view_permission(request) or request.method not in ("GET", "HEAD"):
+            raise PermissionDenied
+        rows = self.get_queryset(request).filter(pk__in=[uuid_of(object_id)])
+        for verb in VERBS.values():
+            rows = rows.annotate(**{f"{verb.name}_verdict": verb.verdict()})
+        execution = rows.annotate(db_now=DatabaseNow()).first()
+        if execution is None:
+            raise Http404("There is no such execution.")
+        verbs = [
+            {"name": verb.name, "url": self.url_of(verb.name, saga_id=execution.pk)}
+            for verb in VERBS.values()
+            if self.may(request, verb)
+            and getattr(execution, f"{verb.name}_verdict") in verb.possible
+        ]
+        context = {
+            **self.page_context(request, execution.saga),
+            **detail.context_of(request, execution),
+            "original": execution,
+            "verbs": verbs,
+            "job_url": self.url_of("job", saga_id=execution.pk) if has_jobs() else "",
+            **(extra_context or {}),
+        }
+        return TemplateResponse(request, f"{TEMPLATES}/detail.html", context)
+
+    def job_view(self, request: HttpRequest, saga_id: UUID) -> HttpResponse:
+        """Leads on to the execution's RQ job, while Redis holds one."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        if not has_jobs():
+            raise Http404("Executions are not handed to RQ.")
+        try:
+            page = find_job(saga_id)
+            why = str(_("RQ holds no job of this execution: ended ones leave Redis soon."))
+        except Exception as error:  # whatever Redis, or the way to it, raises
+            page, why = "", str(_("Redis does not answer: %(error)s") % {"error": error})
+        if not page:
+            self.message_user(request, why, messages.WARNING)
+        return HttpResponseRedirect(page or self.url_of("change", saga_id=saga_id))
+
+    def get_urls(self) -> list[URLPattern]:
+        def wrap(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+            def wrapper(request: HttpRequest, **kwargs: Any) -> HttpResponse:
+                return self.admin_site.admin_view(view)(request, **kwargs)
+
+            # Under ATOMIC_REQUESTS nothing could be driven here: its checkpoints need commits.
+            for alias in connections:
+                transaction.non_atomic_requests(alias)(wrapper)
+            return wrapper
+
+        base = f"{self.opts.app_label}_{self.opts.model_name}"
+        ours = [path("<uuid:saga_id>/job/", wrap(self.job_view), name=f"{base}_job")]
+        for verb in VERBS.values():
+            view = wrap(partial(self.verb_view, verb=verb))
+            ours += [
+                path(f"<uuid:saga_id>/{verb.name}/", view, name=f"{base}_{verb.name}"),
+                path(f"{verb.name}/", view, name=f"{base}_{verb.name}_many"),
+            ]
+        return ours + super().get_urls()

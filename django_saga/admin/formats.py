@@ -1,0 +1,66 @@
+"""How values are written on the screens; text from outside is always escaped."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString, mark_safe
+from django.utils.translation import gettext as _
+
+from django_saga.models import SagaExecution
+
+JSON_LIMIT = 100_000  # characters of a context that a page shows
+
+
+def span(time: timedelta | float | None) -> str:
+    """A length of time in at most two units; numbers are seconds."""
+    if time is None:
+        return ""
+    seconds = time.total_seconds() if isinstance(time, timedelta) else time
+    if seconds < 10:
+        return _("%(n)s s") % {"n": f"{max(seconds, 0):.2g}"}
+    if seconds < 60:
+        return _("%(n)s s") % {"n": int(seconds)}
+    minutes, hours, days = (int(seconds // size) for size in (60, 3600, 86400))
+    if hours < 1:
+        return _("%(n)s m") % {"n": minutes}
+    if days < 1:
+        return _("%(h)s h %(m)s m") % {"h": hours, "m": minutes % 60}
+    return _("%(d)s d %(h)s h") % {"d": days, "h": hours % 24}
+
+
+def badge(kind: str, text: Any) -> SafeString:
+    """A word in a colour; the colour is never the only thing that tells."""
+    return format_html('<span class="saga-badge saga-{}">{}</span>', kind.lower(), text)
+
+
+def status_badge(execution: SagaExecution) -> SafeString:
+    """The status of an execution."""
+    return badge(execution.status, execution.get_status_display())
+
+
+def name(text: str) -> SafeString:
+    """A name that may be broken where its words begin, so that a column can be narrow."""
+    return format_html_join(mark_safe("<wbr>"), "{}", ((word,) for word in _WORDS.split(text)))
+
+
+_WORDS = re.compile(r"(?<=[a-z0-9._])(?=[A-Z])")
+
+
+def moment(at: datetime, text: str) -> SafeString:
+    """A relative time that tells the absolute one, in UTC, when pointed at."""
+    absolute = f"{at:%Y-%m-%d %H:%M:%S} UTC"
+    return format_html('<time datetime="{}" title="{}">{}</time>', at.isoformat(), absolute, text)
+
+
+def pretty(stored: str | None) -> tuple[str, bool]:
+    """A stored context for reading, as it is where it is no JSON; and whether it was cut."""
+    text = stored or ""
+    with suppress(ValueError):
+        text = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+    return text[:JSON_LIMIT], len(text) > JSON_LIMIT

@@ -1,0 +1,49 @@
+"""From an execution to its RQ job. Redis is asked only when somebody follows the link."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from django.apps import apps
+from django.urls import NoReverseMatch, reverse
+
+from django_saga.backends import get_backend
+from django_saga.conf import conf
+
+
+def has_jobs() -> bool:
+    """Whether executions are handed to RQ, and its dashboard can be linked to."""
+    return apps.is_installed("django_rq") and get_backend().queues and bool(_job_page("saga"))
+
+
+def find_job(saga_id: UUID) -> str:
+    """The page of this execution's job in django-rq's dashboard; empty where Redis holds none."""
+    from django_rq.queues import get_queue
+
+    from django_saga.rq import _connection
+
+    queue = get_queue(conf.QUEUE, connection=_connection(conf.QUEUE))
+    registries = (
+        queue.started_job_registry,
+        queue.scheduled_job_registry,
+        queue.failed_job_registry,
+        queue.finished_job_registry,
+    )
+    waiting = queue.get_job_ids()
+    held = [id for registry in registries for id in registry.get_job_ids(cleanup=False)]
+    mine = f"saga-{saga_id}-"
+    return next((_job_page(id) for id in [*waiting, *held] if id.startswith(mine)), "")
+
+
+def _job_page(job_id: str) -> str:
+    from django_rq.settings import get_queues_list
+
+    names = [entry["name"] for entry in get_queues_list()]
+    if conf.QUEUE not in names:
+        return ""
+    for name in ("admin:django_rq_job_detail", "django_rq:job_detail"):
+        try:
+            return reverse(name, args=[names.index(conf.QUEUE), job_id])
+        except NoReverseMatch:
+            continue
+    return ""

@@ -1,0 +1,198 @@
+"""Driving executions in RQ workers, over django-rq.
+
+A job carries the id of an execution and nothing else, and is only a hint: lost, it is sent again by
+the next sweep of recovery; doubled, the lease lets one of them drive and the other end.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import signal
+import threading
+from collections.abc import Mapping
+from datetime import timedelta
+from secrets import token_hex
+from typing import Any
+from uuid import UUID
+
+from django.conf import settings
+from django.db import close_old_connections
+from django_rq.connection_utils import get_connection
+from django_rq.queues import get_queue
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from rq.exceptions import NoSuchJobError
+from rq.job import Job
+from rq.serializers import JSONSerializer
+from rq.utils import decode_redis_hash
+
+from django_saga.backends import Backend
+from django_saga.conf import conf
+from django_saga.exceptions import (
+    InvalidSettings,
+    LeaseLost,
+    SagaAlreadyRunning,
+    SagaError,
+    SagaNotFound,
+)
+from django_saga.recovery import recover_saga, sweep
+from django_saga.saga import Saga
+
+logger = logging.getLogger("django_saga.rq")
+
+ENTRY_POINT = "django_saga.rq.run_saga"  # stored in jobs: it keeps its name for ever
+RESULT_TTL = 300  # seconds that a job stays in Redis once it has ended
+FAILURE_TTL = 86_400  # seconds for one that failed, so that somebody can look at it
+NO_TIMEOUT = -1  # RQ's would strike anywhere; steps have their own
+
+
+class RQBackend(Backend):
+    """Hands executions to the workers of the django-rq queue ``QUEUE``."""
+
+    def __init__(self) -> None:
+        _config(conf.QUEUE)
+
+    def send(self, saga: Saga[Any], saga_id: UUID, delay: float) -> None:
+        queue = get_queue(
+            conf.QUEUE,
+            commit_mode="auto",  # whoever hands over waits for the commit, on the right database
+            connection=_connection(conf.QUEUE),
+            serializer=JSONSerializer,
+        )
+        options: dict[str, Any] = {
+            # A new id each time: a job that waits, runs or expires is never in the way of the next.
+            "job_id": f"saga-{saga_id}-{token_hex(6)}",
+            "job_timeout": NO_TIMEOUT,
+            "result_ttl": RESULT_TTL,
+            "failure_ttl": FAILURE_TTL,
+        }
+        if delay > 0:
+            queue.enqueue_in(timedelta(seconds=delay), ENTRY_POINT, str(saga_id), **options)
+        else:
+            queue.enqueue(ENTRY_POINT, str(saga_id), **options)
+
+
+def run_saga(saga_id: str) -> None:
+    """Drive an execution on from where it stands: what a worker calls.
+
+    However the saga ends, the job has done its work. Raises SagaError for what is no id,
+    StorageUnavailable where the database is away; recovery sends the job again then.
+    """
+    if not _is_id(saga_id):
+        raise SagaError(f"{ENTRY_POINT} takes the id of an execution, not {saga_id!r}.")
+    close_old_connections()
+    if hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread():
+        # RQ sets an alarm for no timeout too, 136 years ahead; timeouts of steps need the timer.
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    try:
+        recover_saga(saga_id)
+    except (SagaAlreadyRunning, SagaNotFound, LeaseLost) as error:
+        level = logging.WARNING if isinstance(error, SagaNotFound) else logging.INFO
+        logger.log(level, "Nothing to do: %s", error, extra={"execution": saga_id})
+    finally:
+        close_old_connections()
+
+
+def sweep_sagas() -> None:
+    """One sweep of recovery, as a job for ``rqcron``; register it with ``job_timeout=-1``."""
+    close_old_connections()
+    try:
+        for recovered in sweep():
+            logger.info("%s: %s", recovered.saga_id, recovered.status)
+    finally:
+        close_old_connections()
+
+
+class SagaJob(Job):
+    """The job class of workers that serve sagas alone: ``rqworker --job-class``.
+
+    It refuses whatever is not a call of :func:`run_saga` with one id, written as JSON: such a job
+    fails. Nothing that a job names is imported, nothing in it unpickled. Give the worker
+    ``--serializer rq.serializers.JSONSerializer`` too: its scheduler reads jobs by other means.
+    """
+
+    _refusal = ""
+
+    def __init__(
+        self, id: str | None = None, connection: Redis | None = None, serializer: Any = None
+    ) -> None:
+        super().__init__(id, connection, JSONSerializer)
+
+    def restore(self, raw_data: Any) -> None:
+        """Take over what is harmless; anything else has the job refused when it is performed."""
+        try:
+            fields = decode_redis_hash(raw_data)
+            super().restore({name: fields[name] for name in _HARMLESS if name in fields})
+            self._refusal = _why_refused(fields, self.data)
+        except NoSuchJobError:
+            raise
+        except Exception as error:  # it must fail this job, not end the worker
+            origin = raw_data.get(b"origin", b"").decode(errors="replace")
+            super().restore({"data": b"null", "origin": origin})
+            self._refusal = f"it cannot be read ({type(error).__name__})"
+        # All of the call is known from here on; what is not, rq would decode later.
+        call = (None, None, (), {}) if self._refusal else json.loads(self.data)
+        self._func_name, self._instance, self._args, self._kwargs = call
+        self.description = "refused" if self._refusal else self.get_call_string()
+        self.timeout, self.result_ttl, self.failure_ttl = NO_TIMEOUT, RESULT_TTL, FAILURE_TTL
+
+    def perform(self) -> Any:
+        """Call the entry point; raises SagaError for a job that is refused."""
+        if self._refusal:
+            message = (
+                f"Job {self.id} was refused: {self._refusal}. This worker serves sagas alone; "
+                "give other jobs a queue and workers of their own."
+            )
+            logger.error(message)
+            raise SagaError(message)
+        return super().perform()
+
+
+# Fields of a job's hash that run nothing, now or later, and fields that would.
+_HARMLESS = (
+    *("data", "origin", "status", "meta", "worker_name", "created_at", "enqueued_at"),
+    *("started_at", "ended_at", "last_heartbeat"),
+)
+_REFUSED = (
+    *("success_callback_name", "failure_callback_name", "stopped_callback_name", "webhooks"),
+    *("dependency_id", "dependency_ids"),
+)
+
+
+def _why_refused(fields: Mapping[str, bytes], data: bytes) -> str:
+    """Why a job must not run; empty for one of ours."""
+    for name in _REFUSED:
+        if fields.get(name):
+            return f"it has a {name}"
+    match json.loads(data):
+        case [str(path), None, [saga_id], {**options}] if not options:
+            if path == ENTRY_POINT and _is_id(saga_id):
+                return ""
+    return f"it is no call of {ENTRY_POINT} with one id"
+
+
+def _is_id(saga_id: object) -> bool:
+    return isinstance(saga_id, str) and bool(_ID.fullmatch(saga_id))
+
+
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def _config(queue: str) -> Any:
+    queues = getattr(settings, "RQ_QUEUES", {})
+    if queue not in queues:
+        raise InvalidSettings(f"DJANGO_SAGA['QUEUE'] {queue!r} is not defined in RQ_QUEUES.")
+    return queues[queue]
+
+
+def _connection(queue: str) -> Redis:
+    """A connection that gives up soon: its caller waits, and recovery makes up for a lost job."""
+    config = _config(queue)
+    connection = get_connection(queue)
+    given = {**config.get("REDIS_CLIENT_KWARGS", {}), **config.get("CONNECTION_KWARGS", {})}
+    if "USE_REDIS_CACHE" not in config and "retry" not in given:  # made for us, as nobody asked
+        connection.set_retry(Retry(NoBackoff(), 1))
+    return connection

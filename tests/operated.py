@@ -1,0 +1,140 @@
+"""A saga whose steps fail as they are told, for the tests of operators' doings."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+from django_saga import Retry, Saga, SagaContext, SagaError, SagaStepHandler, current_step
+from django_saga.models import SagaExecution
+from django_saga.storage import DjangoSagaStorage
+
+
+class Sorry(Exception):
+    """What a step raises that is told to fail."""
+
+
+class World:
+    """What goes wrong out there, and the calls that were made, outside of every database."""
+
+    def __init__(self) -> None:
+        self.trouble: dict[str, str] = {}  # "act Pay": what its error says
+        self.calls: list[str] = []
+
+    def reset(self) -> None:
+        self.__init__()  # type: ignore[misc]
+
+    def call(self) -> None:
+        step = current_step()
+        call = f"{step.action} {step.step}"
+        self.calls.append(call)
+        if call in self.trouble:
+            raise Sorry(self.trouble[call])
+
+
+WORLD = World()
+
+
+@dataclass
+class Trip(SagaContext):
+    traveller: str = "Ada"
+    seen: list[str] = field(default_factory=list)
+
+
+class _Step(SagaStepHandler[Trip]):
+    compensation_retry = Retry(attempts=1)
+
+    def act(self, context: Trip) -> None:
+        WORLD.call()
+        context.seen.append(type(self).name)
+
+    def compensate(self, context: Trip) -> None:
+        WORLD.call()
+
+
+class Pack(_Step):
+    """The first step."""
+
+
+class Pay(_Step):
+    """The second step."""
+
+
+class Leave(_Step):
+    """The third step."""
+
+
+class TripSaga(Saga[Trip]):
+    name = "tests.TripSaga"
+    steps = [Pack, Pay, Leave]
+
+
+def run_trip(*, alias: str = "default", traveller: str = "Ada", **trouble: str) -> SagaExecution:
+    """Run a trip to its end; ``act_Pay="no money"`` makes a step fail."""
+    WORLD.trouble = {key.replace("_", " "): text for key, text in trouble.items()}
+    saga_id = uuid.uuid4()
+    try:
+        TripSaga(storage=DjangoSagaStorage(alias)).run(Trip(traveller), saga_id=saga_id)
+    except SagaError as error:
+        if not hasattr(error, "execution"):
+            raise
+    WORLD.reset()
+    return SagaExecution.objects.using(alias).get(pk=saga_id)
+
+
+def completed_trip(**kwargs: Any) -> SagaExecution:
+    """One that completed."""
+    return run_trip(**kwargs)
+
+
+def failed_trip(**kwargs: Any) -> SagaExecution:
+    """One that failed in Pay, and whose Pack is undone."""
+    return run_trip(act_Pay="no money", **kwargs)
+
+
+def stuck_trip(**kwargs: Any) -> SagaExecution:
+    """One that failed in Leave, whose Pay is undone, and whose Pack could not be."""
+    return run_trip(act_Leave="fog", compensate_Pack="bag lost", **kwargs)
+
+
+def pending_trip(*, alias: str = "default", delay: float = 3600.0) -> SagaExecution:
+    """One that waits."""
+    saga = TripSaga(storage=DjangoSagaStorage(alias))
+    execution = saga.enqueue(Trip(), delay=delay)
+    return SagaExecution.objects.using(alias).get(pk=execution.pk)
+
+
+def due_trip(*, alias: str = "default") -> SagaExecution:
+    """One that could begin, and that nobody drives."""
+    return changed(pending_trip(alias=alias), wake_at=None)
+
+
+def lost_trip(*, alias: str = "default") -> SagaExecution:
+    """One whose driver was killed in its first step, and whose lease ran out since."""
+    claim = _begin(alias, lease=0.0)
+    return SagaExecution.objects.using(alias).get(pk=claim)
+
+
+def driven_trip(*, alias: str = "default") -> SagaExecution:
+    """One that another process drives."""
+    claim = _begin(alias, lease=3600.0)
+    return SagaExecution.objects.using(alias).get(pk=claim)
+
+
+def changed(execution: SagaExecution, **columns: Any) -> SagaExecution:
+    """The execution with other values in its row."""
+    alias = execution._state.db
+    SagaExecution.objects.using(alias).filter(pk=execution.pk).update(**columns)
+    return SagaExecution.objects.using(alias).get(pk=execution.pk)
+
+
+def _begin(alias: str, lease: float) -> uuid.UUID:
+    from django_saga import machine
+
+    state = machine.start(TripSaga.definition.plan, '{"traveller":"Ada","seen":[]}')
+    claim = DjangoSagaStorage(alias).create(
+        uuid.uuid4(), TripSaga.name, state, driver="web-2:4711", lease=lease
+    )
+    assert claim is not None
+    return claim.id

@@ -1,0 +1,194 @@
+"""The admin of executions in a real browser: with and without scripts, keyboard, themes, widths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from django.conf import settings
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import User
+from django.test import Client
+
+from django_saga.models import SagaExecution
+from tests.operated import WORLD, completed_trip, driven_trip, failed_trip, lost_trip, stuck_trip
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+    from pytest_django.live_server_helper import LiveServer
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+BASE = "/admin/django_saga/sagaexecution/"
+Opened = Callable[..., AbstractContextManager["Page"]]
+
+
+@pytest.fixture(autouse=True)
+def _world() -> Iterator[None]:
+    WORLD.reset()
+    yield
+    WORLD.reset()
+
+
+@pytest.fixture
+def operate(
+    open_page: Callable[[], AbstractContextManager[Page]], live_server: LiveServer
+) -> Opened:
+    """Opens a page for an operator who is logged in; options go to the browser's context."""
+
+    @contextmanager
+    def opened(**options: Any) -> Iterator[Page]:
+        client = Client()
+        client.force_login(User.objects.create_superuser("root"))
+        cookie = client.cookies[settings.SESSION_COOKIE_NAME].value
+        with open_page() as first:
+            browser = first.context.browser
+            assert browser is not None
+            context = browser.new_context(base_url=live_server.url, **options)
+            context.add_cookies(
+                [{"name": settings.SESSION_COOKIE_NAME, "value": cookie, "url": live_server.url}]
+            )
+            page = context.new_page()
+            refused: list[str] = []
+            page.on("console", lambda said: refused.append(f"{said.text} {said.location}"))
+            page.on("pageerror", lambda error: refused.append(str(error)))
+            yield page
+            assert not [text for text in refused if "favicon.ico" not in text]
+
+    return opened
+
+
+def test_an_operator_without_scripts_finds_and_retries_all_of_one_cause(operate: Opened) -> None:
+    matching = [failed_trip() for _ in range(3)]
+    stuck = stuck_trip()
+    completed_trip()
+    with operate(java_script_enabled=False) as page:
+        page.goto(BASE)
+        expect_rows(page, 4)
+        page.get_by_role("link", name="Pay", exact=True).click()
+        expect_rows(page, 3)
+        page.get_by_role("link", name="Retry all that match…").click()
+        expect_text(page, "#content", "3 start anew")
+        page.get_by_role("button", name="Yes, retry 3 executions").click()
+        expect_text(page, ".messagelist", "3 executions were retried; now 3 completed.")
+    retried = SagaExecution.objects.exclude(retry_of=None)
+    assert {r.retry_of_id for r in retried} == {execution.pk for execution in matching}
+    assert SagaExecution.objects.get(pk=stuck.pk).status == "STUCK"
+    assert LogEntry.objects.count() == 3
+
+
+def test_an_operator_with_the_keyboard_alone_retries_a_stuck_one(operate: Opened) -> None:
+    stuck = stuck_trip()
+    with operate() as page:
+        page.goto(BASE)
+        press_to(page, page.locator("#result_list a"))
+        press_to(page, page.get_by_role("link", name="Retry…"))
+        expect_text(page, "#content", "It tries to undo Pack")
+        press_to(page, page.get_by_role("button", name="Yes, retry 1 execution"))
+        expect_text(page, ".messagelist", "1 execution was retried; now 1 failed.")
+        expect_text(page, ".saga-what", "No effect stands")
+    assert SagaExecution.objects.get(pk=stuck.pk).status == "FAILED"
+
+
+def expect_rows(page: Page, number: int) -> None:
+    """Wait until the list has that many rows."""
+    from playwright.sync_api import expect
+
+    expect(page.locator("#result_list tbody tr")).to_have_count(number)
+
+
+def expect_text(page: Page, where: str, text: str) -> None:
+    """Wait until that is said there."""
+    from playwright.sync_api import expect
+
+    expect(page.locator(where)).to_contain_text(text)
+
+
+def press_to(page: Page, target: Any) -> None:
+    """Walk there with the tab key, see that one is there, and press enter."""
+    bare = target.evaluate(LOOK)
+    element = target.element_handle()
+    for _ in range(120):
+        page.keyboard.press("Tab")
+        if page.evaluate("element => document.activeElement === element", element):
+            break
+    else:
+        raise AssertionError("the tab key does not lead there")
+    assert target.evaluate(LOOK) != bare
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
+
+
+def test_with_scripts_all_pages_are_selected_and_confirmed(operate: Opened) -> None:
+    for _ in range(52):
+        failed_trip()
+    with operate() as page:
+        page.goto(BASE)
+        page.check("#action-toggle")
+        page.get_by_text("Select all that match").click()
+        expect_text(page, ".actions", "All that match are selected")
+        page.select_option("select[name=action]", "retry_selected")
+        page.click("button[name=index]")
+        expect_text(page, "#content", "52 start anew")
+        page.get_by_role("link", name="No, take me back").click()
+        expect_rows(page, 50)
+        page.click("a[rel=next]")
+        expect_rows(page, 2)
+        page.check("#result_list tbody tr:first-child input")
+        page.select_option("select[name=action]", "retry_selected")
+        page.click("button[name=index]")
+        page.get_by_role("button", name="Yes, retry 1 execution").click()
+        expect_text(page, ".messagelist", "1 execution was retried; now 1 completed.")
+    assert SagaExecution.objects.exclude(retry_of=None).count() == 1
+
+
+LOOK = """element => {
+  const style = getComputedStyle(element);
+  return [style.outline, style.textDecoration, style.color, style.backgroundColor].join();
+}"""
+CONTRAST = """badge => {
+  const light = color => {
+    const [r, g, b] = color.match(/[0-9.]+/g).map(Number).map(c => c / 255).map(
+      c => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const style = getComputedStyle(badge);
+  const [a, b] = [light(style.color), light(style.backgroundColor)];
+  return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_each_status_can_be_read_in_both_themes(scheme: str, operate: Opened) -> None:
+    """A contrast of 4.5 to 1 at least, and a background that tells the theme."""
+    for make in (failed_trip, lost_trip, driven_trip, completed_trip):
+        make()
+    stuck = stuck_trip()
+    with operate(color_scheme=scheme) as page:
+        for address in (f"{BASE}?status=all", f"{BASE}{stuck.pk}/change/"):
+            page.goto(address)
+            badges = page.locator(".saga-badge")
+            ratios = {
+                badge.get_attribute("class"): badge.evaluate(CONTRAST) for badge in badges.all()
+            }
+            assert len(ratios) >= 4
+            assert min(ratios.values()) >= 4.5, ratios
+        body = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (body == "rgb(255, 255, 255)") is (scheme == "light")
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_no_page_is_wider_than_the_screen(width: int, operate: Opened) -> None:
+    stuck = stuck_trip()
+    with operate(viewport={"width": width, "height": 800}) as page:
+        for address in (BASE, f"{BASE}{stuck.pk}/change/", f"{BASE}{stuck.pk}/retry/"):
+            page.goto(address)
+            wide = page.evaluate("document.documentElement.scrollWidth")
+            assert wide <= width, address
+        page.goto(BASE)
+        for column in ("status_shown", "saga_shown", "step_shown", "error_shown", "age", "took"):
+            box = page.locator(f"#result_list .field-{column}").bounding_box()
+            assert box is not None
+            assert box["x"] + box["width"] <= width, column

@@ -1,0 +1,1242 @@
+"""What every storage promises, in one suite for all of them; then what only a database can."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from django.conf import settings
+from django.contrib.auth.models import Group
+from django.db import Error as DatabaseError
+from django.db import IntegrityError, connections, transaction
+from django.test.utils import CaptureQueriesContext
+
+from django_saga import (
+    InsideTransaction,
+    LeaseLost,
+    Retry,
+    Saga,
+    SagaAlreadyRunning,
+    SagaError,
+    SagaFailed,
+    SagaNotFound,
+    StorageUnavailable,
+    machine,
+)
+from django_saga.machine import (
+    Action,
+    Effect,
+    Error,
+    Outcome,
+    Plan,
+    Record,
+    Report,
+    State,
+    Status,
+    StepRules,
+    Transition,
+)
+from django_saga.models import SagaExecution
+from django_saga.storage import DjangoSagaStorage, MemorySagaStorage, SagaStorage
+from django_saga.storage.base import Checkpoint, Claim
+from django_saga.storage.sql import EXECUTIONS, RECORDS
+from tests.steps import Calls, Log, make_step, raises
+
+pytestmark = pytest.mark.usefixtures("committing_databases")
+
+ALIASES = list(settings.DATABASES)
+PLAN: Plan = (("A",), ("P", "F"), ("C",))
+RULES = StepRules(retry=Retry(attempts=2), compensation_retry=Retry(attempts=1))
+WHY = Error("RuntimeError", "why")
+THREADS = 8
+
+
+@pytest.fixture(params=ALIASES)
+def database(request: pytest.FixtureRequest) -> DjangoSagaStorage:
+    """The storages with a database alone."""
+    return DjangoSagaStorage(request.param)
+
+
+@pytest.fixture
+def saga() -> str:
+    """A name of the test's own: it is not alone on the storage."""
+    return f"tests.{uuid.uuid4()}"
+
+
+def create(
+    storage: SagaStorage, saga: str = "tests.contract", *, pending: bool = False, **more: Any
+) -> Claim:
+    state = machine.start(PLAN, '{"a":1}', pending=pending)
+    claim = storage.create(uuid.uuid4(), saga, state, driver="first", **more)
+    assert claim is not None
+    return claim
+
+
+def leased(storage: SagaStorage, saga: str = "tests.contract") -> Claim:
+    return create(storage, saga, lease=60.0)
+
+
+def settled(state: State, outcome: Outcome = Outcome.DONE) -> Transition:
+    error = None if outcome is Outcome.DONE else WHY
+    report = Report(outcome=outcome, context=state.context, error=error)
+    return machine.settle(state, report, RULES)
+
+
+def checkpoint(claim: Claim, transition: Transition, **more: Any) -> Checkpoint:
+    fields: dict[str, Any] = {
+        "id": claim.id,
+        "token": claim.token,
+        "before": claim.state,
+        "after": transition.state,
+        "record": transition.record,
+        "duration": 0.5,
+        "lease": 60.0 if transition.state.active else None,
+    }
+    return Checkpoint(**{**fields, **more})
+
+
+def advance(
+    storage: SagaStorage, claim: Claim, outcome: Outcome = Outcome.DONE, **more: Any
+) -> None:
+    """Checkpoint an attempt's outcome, and bring the claim up to it."""
+    transition = settled(claim.state, outcome)
+    storage.checkpoint(checkpoint(claim, transition, **more))
+    claim.state = transition.state
+
+
+def row(storage: SagaStorage, saga_id: UUID) -> SagaExecution:
+    """The execution as it is stored."""
+    if isinstance(storage, DjangoSagaStorage):
+        return SagaExecution.objects.using(storage.alias).get(pk=saga_id)
+    assert isinstance(storage, MemorySagaStorage)
+    kept = storage._rows[saga_id]
+    claim = storage._claim(saga_id, kept, time.time())
+    at = datetime.fromtimestamp(kept.updated_at, UTC)
+    execution = storage.execution(claim, kept.state, at, leased=True)
+    if kept.grace_until is not None:
+        execution.grace_until = datetime.fromtimestamp(kept.grace_until, UTC)
+    return execution
+
+
+def columns(storage: SagaStorage, saga_id: UUID) -> dict[str, Any]:
+    found = row(storage, saga_id)
+    return {field.attname: getattr(found, field.attname) for field in found._meta.concrete_fields}
+
+
+def plain(value: Any) -> Any:
+    """JSON does not tell tuples from lists."""
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def seconds_left(moment: datetime | None) -> float:
+    assert moment is not None
+    return (moment - datetime.now(UTC)).total_seconds()
+
+
+def about(seconds: float) -> Any:
+    """A clock of the same machine, and patience for a slow one."""
+    return pytest.approx(seconds, abs=30)
+
+
+def ids(claims: list[Claim]) -> list[UUID]:
+    return [claim.id for claim in claims]
+
+
+def in_threads(function: Callable[[int], Any], count: int = THREADS) -> list[Any]:
+    """Call it at once in several threads; what they raise is among the results."""
+    barrier = threading.Barrier(count)
+
+    def work(number: int) -> Any:
+        barrier.wait()
+        try:
+            return function(number)
+        except Exception as error:
+            return error
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(work, range(count)))
+
+
+# create
+
+
+def test_a_new_execution_has_the_first_token_and_is_leased_to_its_driver(
+    storage: SagaStorage,
+) -> None:
+    claim = leased(storage)
+    assert (claim.saga, claim.token, claim.wait) == ("tests.contract", 1, 0)
+    assert claim.state == machine.start(PLAN, '{"a":1}')
+    assert claim.at.utcoffset() == timedelta(0)
+    assert seconds_left(claim.at) == about(0)
+    stored = row(storage, claim.id)
+    assert stored.state == claim.state
+    assert (stored.saga, stored.token, stored.driver) == ("tests.contract", 1, "first")
+    assert (plain(stored.plan), stored.initial_context) == (plain(PLAN), '{"a":1}')
+    assert seconds_left(stored.lease_until) == about(60)
+    assert (stored.wake_at, stored.finished_at, stored.retry_of_id) == (None, None, None)
+    assert stored.created_at == stored.updated_at == claim.at
+
+
+def test_an_execution_may_be_stored_for_later(storage: SagaStorage) -> None:
+    claim = create(storage, pending=True, wake=500.0, grace=1000.0)
+    stored = row(storage, claim.id)
+    assert (stored.status, stored.in_flight, stored.lease_until) == ("PENDING", False, None)
+    assert seconds_left(stored.wake_at) == about(500)
+    assert seconds_left(stored.grace_until) == about(1000)
+    assert claim.wait == about(500)
+
+
+def test_an_execution_is_linked_to_the_one_that_it_repeats(storage: SagaStorage) -> None:
+    first = leased(storage)
+    second = create(storage, pending=True, retry_of=first.id)
+    assert row(storage, second.id).retry_of_id == first.id
+    execution = storage.execution(second, second.state, second.at, leased=False)
+    assert execution.retry_of_id == first.id
+
+
+def test_an_id_that_is_taken_is_told_and_its_execution_left_as_it_is(storage: SagaStorage) -> None:
+    first = leased(storage)
+    before = columns(storage, first.id)
+    other = machine.start((("X",),), '{"other":1}')
+    for saga in ("tests.contract", "tests.other"):
+        assert storage.create(first.id, saga, other, driver="second", lease=60.0) is None
+    assert columns(storage, first.id) == before
+
+
+def test_of_threads_that_create_one_id_one_wins(storage: SagaStorage) -> None:
+    saga_id = uuid.uuid4()
+
+    def compete(number: int) -> Claim | None:
+        state = machine.start(PLAN, f'{{"number":{number}}}')
+        return storage.create(saga_id, "tests.contract", state, driver=str(number), lease=60.0)
+
+    [winner] = [claim for claim in in_threads(compete) if claim is not None]
+    assert isinstance(winner, Claim), winner
+    assert row(storage, saga_id).context == winner.state.context
+
+
+# acquire
+
+
+def test_an_execution_that_nobody_drives_is_acquired_under_the_next_token(
+    storage: SagaStorage,
+) -> None:
+    created = create(storage, pending=True)
+    claim = storage.acquire(created.id, driver="second", lease=60.0)
+    assert (claim.token, claim.state, claim.saga) == (2, created.state, created.saga)
+    stored = row(storage, created.id)
+    assert (stored.token, stored.driver) == (2, "second")
+    assert seconds_left(stored.lease_until) == about(60)
+
+
+def test_an_execution_that_is_being_driven_is_refused_and_left_as_it_is(
+    storage: SagaStorage,
+) -> None:
+    created = leased(storage)
+    before = columns(storage, created.id)
+    with pytest.raises(SagaAlreadyRunning) as refused:
+        storage.acquire(created.id, driver="second", lease=60.0)
+    for fact in ("tests.contract", str(created.id), "first", "act of step A"):
+        assert fact in str(refused.value)
+    assert columns(storage, created.id) == before
+
+
+def test_a_lease_that_ran_out_is_taken_over(storage: SagaStorage) -> None:
+    created = create(storage, lease=-1.0)
+    assert storage.acquire(created.id, driver="second", lease=-1.0).token == 2
+    assert storage.acquire(created.id, driver="third", lease=60.0).token == 3
+    with pytest.raises(SagaAlreadyRunning, match="third"):
+        storage.acquire(created.id, driver="fourth", lease=60.0)
+
+
+def test_ones_own_lease_is_acquired_again_with_its_token_alone(storage: SagaStorage) -> None:
+    created = leased(storage)
+    for wrong in (0, 2, -1):
+        with pytest.raises(SagaAlreadyRunning):
+            storage.acquire(created.id, driver="first", lease=60.0, token=wrong)
+    assert storage.acquire(created.id, driver="first", lease=60.0, token=1).token == 2
+    with pytest.raises(SagaAlreadyRunning):
+        storage.acquire(created.id, driver="first", lease=60.0, token=1)
+
+
+def test_an_execution_that_was_released_is_acquired_at_once(storage: SagaStorage) -> None:
+    created = leased(storage)
+    storage.release(created.id, created.token)
+    assert storage.acquire(created.id, driver="second", lease=60.0).token == 2
+
+
+def test_acquiring_tells_how_long_to_wait_and_ends_the_time_of_grace(storage: SagaStorage) -> None:
+    created = create(storage, pending=True, wake=500.0, grace=1000.0)
+    claim = storage.acquire(created.id, driver="second", lease=60.0)
+    assert claim.wait == about(500)
+    assert row(storage, created.id).grace_until is None
+    past = create(storage, pending=True, wake=-500.0)
+    assert storage.acquire(past.id, driver="second", lease=60.0).wait == 0
+
+
+@pytest.mark.parametrize("status", ["COMPLETED", "FAILED", "STUCK"])
+def test_an_execution_that_ended_is_returned_as_it_is(storage: SagaStorage, status: str) -> None:
+    claim = ended(storage, status)
+    before = columns(storage, claim.id)
+    for token in (None, claim.token):
+        read = storage.acquire(claim.id, driver="second", lease=60.0, token=token)
+        assert (read.token, read.state.status.value) == (claim.token, status)
+        assert read.state == claim.state
+    assert columns(storage, claim.id) == before
+
+
+def ended(storage: SagaStorage, status: str) -> Claim:
+    claim = leased(storage)
+    done, failed = Outcome.DONE, Outcome.FAILED
+    outcomes = {
+        "COMPLETED": [done, done, done],
+        "FAILED": [done, failed, failed, failed, failed, done],
+        "STUCK": [done, failed, failed, failed, failed, failed],
+    }
+    for outcome in outcomes[status]:
+        advance(storage, claim, outcome, lease=60.0)
+    assert claim.state.status.value == status
+    return claim
+
+
+def test_an_unknown_id_is_told(storage: SagaStorage) -> None:
+    unknown = uuid.uuid4()
+    with pytest.raises(SagaNotFound, match=str(unknown)):
+        storage.acquire(unknown, driver="second", lease=60.0)
+
+
+def test_an_id_of_another_saga_is_refused_naming_both(storage: SagaStorage) -> None:
+    created = create(storage, pending=True)
+    completed = ended(storage, "COMPLETED")
+    for claim in (created, completed):
+        before = columns(storage, claim.id)
+        with pytest.raises(SagaNotFound, match=r"'tests\.contract', not of 'tests\.other'"):
+            storage.acquire(claim.id, driver="second", lease=60.0, saga="tests.other")
+        assert columns(storage, claim.id) == before
+    assert storage.acquire(created.id, driver="x", lease=60.0, saga="tests.contract").token == 2
+
+
+def test_of_threads_that_acquire_one_execution_one_wins(storage: SagaStorage) -> None:
+    created = create(storage, lease=-1.0)
+    results = in_threads(lambda n: storage.acquire(created.id, driver=str(n), lease=60.0))
+    [winner] = [result for result in results if isinstance(result, Claim)]
+    assert winner.token == 2
+    assert [type(r) for r in results if r is not winner] == [SagaAlreadyRunning] * (THREADS - 1)
+
+
+# checkpoint
+
+
+def test_a_checkpoint_stores_the_record_and_the_state_together(storage: SagaStorage) -> None:
+    claim = leased(storage)
+    transition = settled(claim.state)
+    saved = storage.checkpoint(checkpoint(claim, transition))
+    stored = row(storage, claim.id)
+    assert stored.state == transition.state
+    assert stored.token == claim.token, "a token counts drivers, not checkpoints"
+    assert stored.updated_at == saved.at
+    assert saved.at.utcoffset() == timedelta(0)
+    assert seconds_left(stored.lease_until) == about(60)
+    [record] = storage.history(claim.id)
+    assert (record.step, record.action, record.attempt, record.outcome) == ("A", "act", 1, "DONE")
+    assert (record.error_type, record.error_message, record.traceback) == ("", "", "")
+    assert (record.duration, record.token, record.driver) == (0.5, 1, "first")
+    assert (record.id, record.created_at) == (saved.record_id, saved.at)
+    assert record.execution_id == claim.id
+
+
+FULL = State(
+    status=Status.COMPENSATING,
+    plan=PLAN,
+    context='{"a":"\\u0000 é \U0001f600"}',
+    step="F",
+    action=Action.COMPENSATE,
+    attempt=7,
+    failures=3,
+    in_flight=False,
+    effects=(Effect("A", Outcome.DONE), Effect("F", Outcome.UNKNOWN, Outcome.FAILED)),
+    recoveries=2,
+    fallback_context='{"before":1}',
+    failed_step="C",
+    error=Error("ValueError", "é \U0001f600 %s {} '\""),
+    stuck_reason="é \U0001f600",
+)
+
+
+def test_every_part_of_a_state_comes_back_and_goes_again(storage: SagaStorage) -> None:
+    claim = leased(storage)
+    fresh = claim.state
+    storage.checkpoint(checkpoint(claim, Transition(state=FULL)))
+    assert row(storage, claim.id).state == FULL
+    claim.state = FULL
+    storage.checkpoint(checkpoint(claim, Transition(state=fresh)))
+    assert row(storage, claim.id).state == fresh
+    assert storage.history(claim.id) == [], "no attempt, no record"
+
+
+def test_a_failure_is_recorded_with_its_error(storage: SagaStorage) -> None:
+    claim = leased(storage)
+    error = Error("E" * 300, "m" * 5_000, "Traceback é\n" * 1_000)
+    report = Report(outcome=Outcome.FAILED, context="{}", error=error)
+    storage.checkpoint(checkpoint(claim, machine.settle(claim.state, report, StepRules())))
+    [record] = storage.history(claim.id)
+    stored = row(storage, claim.id)
+    assert (record.error_message, record.traceback) == (error.message, error.traceback)
+    assert stored.error_message == error.message
+    for kept in (record.error_type, stored.error_type):
+        assert kept == "E" * len(kept)
+        assert len(kept) >= 255
+
+
+def stale(claim: Claim) -> Iterator[tuple[str, Checkpoint]]:
+    """Checkpoints of drivers that are not where the execution is."""
+    good = settled(claim.state)
+    before = claim.state
+    replaced = machine.replace
+    yield "older token", checkpoint(claim, good, token=claim.token - 1)
+    yield "newer token", checkpoint(claim, good, token=claim.token + 1)
+    yield "status", checkpoint(claim, good, before=replaced(before, status=Status.COMPENSATING))
+    yield "step", checkpoint(claim, good, before=replaced(before, step="C"))
+    yield "attempt", checkpoint(claim, good, before=replaced(before, attempt=2))
+    yield "action", checkpoint(claim, good, before=replaced(before, action=Action.COMPENSATE))
+    yield "id", checkpoint(claim, good, id=uuid.uuid4())
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["with record", "without record"])
+def test_a_stale_checkpoint_writes_nothing(storage: SagaStorage, recorded: bool) -> None:
+    claim = leased(storage)
+    storage.release(claim.id, claim.token)
+    claim = storage.acquire(claim.id, driver="second", lease=60.0)
+    before = columns(storage, claim.id)
+    for what, wrong in stale(claim):
+        if not recorded:
+            wrong = machine.replace(wrong, record=None)
+        with pytest.raises(LeaseLost, match=r"step \w was in \w+; nothing was written") as lost:
+            storage.checkpoint(wrong)
+        assert str(wrong.id) in str(lost.value), what
+        assert columns(storage, claim.id) == before, what
+        assert storage.history(claim.id) == [], what
+    storage.checkpoint(checkpoint(claim, settled(claim.state)))
+
+
+def test_the_same_checkpoint_again_writes_nothing(storage: SagaStorage) -> None:
+    claim = leased(storage)
+    first = checkpoint(claim, settled(claim.state))
+    storage.checkpoint(first)
+    before = columns(storage, claim.id)
+    with pytest.raises(LeaseLost):
+        storage.checkpoint(first)
+    assert columns(storage, claim.id) == before
+    assert len(storage.history(claim.id)) == 1
+
+
+def test_of_threads_that_write_one_checkpoint_one_wins(storage: SagaStorage) -> None:
+    claim = leased(storage)
+    one = checkpoint(claim, settled(claim.state))
+    results = in_threads(lambda n: storage.checkpoint(one))
+    assert [type(r) for r in results].count(LeaseLost) == THREADS - 1
+    assert len(storage.history(claim.id)) == 1
+
+
+def test_a_lease_that_ran_out_still_writes_until_another_takes_it(storage: SagaStorage) -> None:
+    """The token decides; a slow driver that nobody replaced has done its work."""
+    claim = create(storage, lease=-1.0)
+    advance(storage, claim)
+    assert seconds_left(row(storage, claim.id).lease_until) == about(60)
+    storage.release(claim.id, claim.token)
+    storage.acquire(claim.id, driver="second", lease=60.0)
+    with pytest.raises(LeaseLost):
+        advance(storage, claim)
+
+
+def test_a_checkpoint_sets_the_times_and_the_next_one_clears_them(storage: SagaStorage) -> None:
+    claim = leased(storage)
+    advance(storage, claim, lease=None, wake=500.0, grace=1000.0)
+    stored = row(storage, claim.id)
+    assert stored.lease_until is None
+    assert seconds_left(stored.wake_at) == about(500)
+    assert seconds_left(stored.grace_until) == about(1000)
+    advance(storage, claim)
+    stored = row(storage, claim.id)
+    assert seconds_left(stored.lease_until) == about(60)
+    assert (stored.wake_at, stored.grace_until) == (None, None)
+
+
+@pytest.mark.parametrize("status", ["COMPLETED", "FAILED", "STUCK"])
+def test_the_last_checkpoint_ends_the_execution_for_every_verb(
+    storage: SagaStorage, status: str, saga: str
+) -> None:
+    claim = ended(storage, status)
+    stored = row(storage, claim.id)
+    assert stored.finished_at is not None
+    assert stored.finished_at == stored.updated_at
+    assert storage.renew([(claim.id, claim.token)], lease=60.0) == set()
+    before = columns(storage, claim.id)
+    storage.release(claim.id, claim.token, unstarted=True, grace=60.0)
+    assert columns(storage, claim.id) == before
+    assert claim.id not in ids(storage.due(10_000))
+
+
+def test_an_execution_that_goes_on_after_being_stuck_has_not_ended_any_more(
+    storage: SagaStorage,
+) -> None:
+    claim = ended(storage, "STUCK")
+    again = machine.compensate_again(claim.state)
+    storage.checkpoint(checkpoint(claim, again, lease=None))
+    stored = row(storage, claim.id)
+    assert (stored.status, stored.finished_at) == ("COMPENSATING", None)
+    taken = storage.acquire(claim.id, driver="second", lease=60.0)
+    assert taken.token == claim.token + 1
+    begun = machine.begin(taken.state)
+    saved = storage.checkpoint(checkpoint(taken, begun))
+    taken.state = begun.state
+    seen = storage.execution(taken, begun.state, saved.at, leased=True)
+    assert seen.finished_at is None
+    advance(storage, taken)
+    assert row(storage, claim.id).finished_at is not None
+
+
+def test_the_instance_in_hand_is_what_is_stored(storage: SagaStorage) -> None:
+    """Without reading it again; but for the times of the lease, which are the driver's own."""
+    created = leased(storage)
+    acquired = storage.acquire(created.id, driver="second", lease=60.0, token=1)
+    for claim in (leased(storage), acquired):
+        transition = settled(claim.state)
+        saved = storage.checkpoint(checkpoint(claim, transition))
+        seen = storage.execution(claim, transition.state, saved.at, leased=True)
+        stored = columns(storage, claim.id)
+        for name in stored.keys() - {"lease_until", "wake_at", "grace_until"}:
+            assert plain(getattr(seen, name)) == plain(stored[name]), name
+        assert not storage.execution(claim, transition.state, saved.at, leased=False).lease_until
+
+
+@pytest.mark.parametrize("size", [100_000, 1_000_000])
+def test_a_large_context_is_stored_whole(storage: SagaStorage, size: int) -> None:
+    context = '{"a":"' + "x" * (size - 8) + '"}'
+    assert len(context) == size
+    claim = storage.create(uuid.uuid4(), "tests.contract", machine.start(PLAN, context), lease=60.0)
+    assert claim is not None
+    report = Report(outcome=Outcome.DONE, context=context.replace("x", "y"))
+    transition = machine.settle(claim.state, report, RULES)
+    storage.checkpoint(checkpoint(claim, transition))
+    stored = row(storage, claim.id)
+    assert (stored.initial_context, stored.context) == (context, context.replace("x", "y"))
+
+
+def test_an_error_of_any_text_is_stored(storage: SagaStorage) -> None:
+    hostile = "NUL \x00, half \ud83d of a pair, \U0001f600, %s, {}, '; --"
+    calls = Calls()
+    steps = [make_step("A", calls), make_step("B", calls, act=raises(RuntimeError(hostile)))]
+    with pytest.raises(SagaFailed) as failed:
+        Saga(steps=steps, storage=storage, name="tests.contract").run(Log())
+    expected = "NUL \\x00, half \\ud83d of a pair, \U0001f600, %s, {}, '; --"
+    assert row(storage, failed.value.execution.id).error_message == expected
+    record = storage.history(failed.value.execution.id)[1]
+    assert record.error_message == expected
+    assert expected in record.traceback
+
+
+def test_a_reason_of_any_text_is_stored(storage: SagaStorage) -> None:
+    """It may quote a stored context; what is stuck for it must not stumble over it for ever."""
+    claim = leased(storage)
+    stuck = machine.stick(claim.state, "no enum value 'NUL \x00 \ud83d'")
+    storage.checkpoint(checkpoint(claim, stuck))
+    stored = row(storage, claim.id)
+    assert stored.status == "STUCK"
+    assert "no enum value" in stored.stuck_reason
+    assert "no enum value" in stored.error_message
+
+
+# renew and release
+
+
+def test_leases_that_hold_are_renewed_and_those_are_told(storage: SagaStorage) -> None:
+    held, expired, released, lost = (create(storage, lease=1.0) for _ in range(4))
+    expired = create(storage, lease=-1.0)
+    storage.release(released.id, released.token)
+    storage.acquire(lost.id, driver="second", lease=1.0, token=lost.token)
+    done = ended(storage, "COMPLETED")
+    every = [held, expired, released, lost, done]
+    renewed = storage.renew([(claim.id, claim.token) for claim in every], lease=500.0)
+    assert renewed == {held.id, expired.id}
+    assert seconds_left(row(storage, held.id).lease_until) == about(500)
+    assert seconds_left(row(storage, expired.id).lease_until) == about(500)
+    assert row(storage, released.id).lease_until is None
+    assert seconds_left(row(storage, lost.id).lease_until) == about(0)
+
+
+def test_renewing_nothing_or_what_is_unknown_is_no_error(storage: SagaStorage) -> None:
+    assert storage.renew([], lease=60.0) == set()
+    assert storage.renew([(uuid.uuid4(), 1)], lease=60.0) == set()
+
+
+def test_many_leases_are_renewed_at_once(storage: SagaStorage) -> None:
+    claims = [create(storage, lease=1.0) for _ in range(50)]
+    renewed = storage.renew([(claim.id, claim.token) for claim in claims], lease=500.0)
+    assert renewed == set(ids(claims))
+
+
+def test_only_who_holds_a_lease_can_release_it(storage: SagaStorage) -> None:
+    claim = leased(storage)
+    before = columns(storage, claim.id)
+    for token in (claim.token - 1, claim.token + 1):
+        storage.release(claim.id, token, unstarted=True, grace=60.0)
+    storage.release(uuid.uuid4(), 1)
+    assert columns(storage, claim.id) == before
+
+
+@pytest.mark.parametrize("unstarted", [True, False])
+def test_a_release_tells_whether_the_attempt_in_flight_began(
+    storage: SagaStorage, unstarted: bool
+) -> None:
+    claim = leased(storage)
+    storage.release(claim.id, claim.token, unstarted=unstarted, grace=500.0)
+    stored = row(storage, claim.id)
+    assert stored.lease_until is None
+    assert stored.in_flight is not unstarted
+    assert seconds_left(stored.grace_until) == about(500)
+
+
+def test_a_release_puts_nothing_in_flight_and_keeps_a_wait(storage: SagaStorage) -> None:
+    claim = leased(storage)
+    advance(storage, claim)
+    advance(storage, claim, Outcome.FAILED, wake=500.0)
+    assert not claim.state.in_flight
+    storage.release(claim.id, claim.token)
+    stored = row(storage, claim.id)
+    assert not stored.in_flight
+    assert seconds_left(stored.wake_at) == about(500)
+
+
+# due
+
+
+def test_what_nobody_drives_and_may_go_on_is_due(storage: SagaStorage, saga: str) -> None:
+    stored = create(storage, saga, pending=True)
+    lost = create(storage, saga, lease=-1.0)
+    released = leased(storage, saga)
+    storage.release(released.id, released.token)
+    awake = create(storage, saga, pending=True, wake=-1.0, grace=-1.0)
+    leased(storage, saga)
+    create(storage, saga, pending=True, wake=500.0)
+    create(storage, saga, pending=True, grace=500.0)
+    create(storage, f"{saga}.other", pending=True)
+    found = storage.due(100, saga=saga)
+    assert set(ids(found)) == {stored.id, lost.id, released.id, awake.id}
+    assert {claim.id: claim.state for claim in found}[lost.id] == lost.state
+
+
+def test_without_a_lease_or_grace_nothing_is_changed(storage: SagaStorage, saga: str) -> None:
+    created = create(storage, saga, pending=True)
+    before = columns(storage, created.id)
+    for _ in range(2):
+        [claim] = storage.due(100, saga=saga)
+        assert (claim.id, claim.token, claim.saga) == (created.id, 1, saga)
+    assert columns(storage, created.id) == before
+
+
+@pytest.mark.parametrize("how", [{}, {"lease": 60.0}, {"grace": 60.0}], ids=str)
+def test_the_oldest_come_first_and_no_more_than_the_limit(
+    storage: SagaStorage, saga: str, how: dict[str, float]
+) -> None:
+    created = [create(storage, saga, pending=True) for _ in range(6)]
+    for number, claim in enumerate(created):
+        make_older(storage, claim.id, seconds=100.0 * ((number * 5) % 6))
+    oldest = sorted(created, key=lambda claim: row(storage, claim.id).created_at)
+    assert ids(storage.due(4, saga=saga, **how)) == ids(oldest)[:4]
+    assert storage.due(0, saga=saga, **how) == []
+
+
+def make_older(storage: SagaStorage, saga_id: UUID, seconds: float) -> None:
+    if isinstance(storage, DjangoSagaStorage):
+        rows = SagaExecution.objects.using(storage.alias).filter(pk=saga_id)
+        moment = rows.get().created_at - timedelta(seconds=seconds)
+        rows.update(created_at=moment, updated_at=moment)
+    else:
+        assert isinstance(storage, MemorySagaStorage)
+        storage._rows[saga_id].created_at -= seconds
+        storage._rows[saga_id].updated_at -= seconds
+
+
+def test_with_a_lease_what_is_due_is_acquired(storage: SagaStorage, saga: str) -> None:
+    created = create(storage, saga, pending=True, grace=-1.0)
+    [claim] = storage.due(100, driver="sweep", lease=60.0, saga=saga)
+    assert (claim.id, claim.token, claim.state) == (created.id, 2, created.state)
+    stored = row(storage, created.id)
+    assert (stored.token, stored.driver, stored.grace_until) == (2, "sweep", None)
+    assert seconds_left(stored.lease_until) == about(60)
+    assert storage.due(100, driver="sweep", lease=60.0, saga=saga) == []
+    advance(storage, claim)
+
+
+@pytest.mark.parametrize("lease", [0.0, -1.0])
+def test_a_lease_of_no_time_is_a_lease_all_the_same(
+    storage: SagaStorage, saga: str, lease: float
+) -> None:
+    create(storage, saga, pending=True)
+    for token in (2, 3):
+        [claim] = storage.due(100, driver="sweep", lease=lease, saga=saga)
+        assert claim.token == token
+
+
+def test_with_grace_what_is_due_is_left_alone_for_a_while_and_not_acquired(
+    storage: SagaStorage, saga: str
+) -> None:
+    created = create(storage, saga, pending=True)
+    [claim] = storage.due(100, grace=500.0, saga=saga)
+    assert claim.token == 1
+    stored = row(storage, created.id)
+    assert (stored.token, stored.driver, stored.lease_until) == (1, "first", None)
+    assert seconds_left(stored.grace_until) == about(500)
+    assert storage.due(100, grace=500.0, saga=saga) == []
+    assert storage.due(100, lease=60.0, saga=saga) == []
+    assert storage.acquire(created.id, driver="worker", lease=60.0).token == 2
+
+
+def test_what_has_waited_long_is_left_alone_for_as_long_again(
+    storage: SagaStorage, saga: str
+) -> None:
+    created = create(storage, saga, pending=True)
+    make_older(storage, created.id, seconds=5_000.0)
+    storage.due(100, grace=60.0, saga=saga)
+    assert seconds_left(row(storage, created.id).grace_until) == about(5_000)
+
+
+@pytest.mark.parametrize("how", ["lease", "grace"])
+def test_threads_that_claim_what_is_due_never_claim_the_same(
+    storage: SagaStorage, saga: str, how: str
+) -> None:
+    created = [create(storage, saga, pending=True) for _ in range(40)]
+
+    def claim_all(number: int) -> list[UUID]:
+        mine: list[UUID] = []
+        while claims := storage.due(3, driver=str(number), saga=saga, **{how: 60.0}):
+            mine += ids(claims)
+        return mine
+
+    results = in_threads(claim_all)
+    assert not [result for result in results if isinstance(result, Exception)]
+    claimed = [saga_id for result in results for saga_id in result]
+    assert len(claimed) == len(set(claimed))
+    assert set(claimed) == set(ids(created))
+
+
+# history
+
+
+def test_the_history_is_in_order_and_each_executions_own(storage: SagaStorage) -> None:
+    claim, other = leased(storage), leased(storage)
+    for outcome in (Outcome.DONE, Outcome.FAILED, Outcome.UNKNOWN, Outcome.DONE):
+        advance(storage, claim, outcome)
+    advance(storage, other)
+    assert [(r.step, r.action, r.attempt, r.outcome) for r in storage.history(claim.id)] == [
+        ("A", "act", 1, "DONE"),
+        ("P", "act", 1, "FAILED"),
+        ("P", "act", 2, "UNKNOWN"),
+        ("P", "compensate", 1, "DONE"),
+    ]
+    assert storage.history(uuid.uuid4()) == []
+
+
+def test_a_record_names_the_driver_and_the_token_that_wrote_it(storage: SagaStorage) -> None:
+    claim = leased(storage)
+    advance(storage, claim)
+    storage.release(claim.id, claim.token)
+    second = storage.acquire(claim.id, driver="second", lease=60.0)
+    advance(storage, second)
+    history = storage.history(claim.id)
+    assert [(r.driver, r.token) for r in history] == [("first", 1), ("second", 2)]
+    ids_and_times = [(r.id, r.created_at) for r in history]
+    assert ids_and_times == sorted(ids_and_times)
+
+
+# on_commit and transactions
+
+
+def test_without_a_transaction_a_callback_is_called_at_once(storage: SagaStorage) -> None:
+    called: list[str] = []
+    storage.on_commit(lambda: called.append("now"))
+    assert called == ["now"]
+
+
+def test_a_callback_that_raises_is_logged(
+    storage: SagaStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("no bell")
+
+    storage.on_commit(fail)
+    assert "no bell" in caplog.text
+
+
+def test_outside_of_a_transaction_nothing_is_refused(storage: SagaStorage) -> None:
+    storage.refuse_transaction()
+    leased(storage)
+    storage.refuse_transaction()
+
+
+def test_a_checkpoint_inside_the_atomic_block_is_stored_with_it(storage: SagaStorage) -> None:
+    claim = leased(storage)
+    with storage.atomic(60.0):
+        storage.checkpoint(checkpoint(claim, settled(claim.state)), inside=True)
+    assert row(storage, claim.id).step == "P"
+
+
+# What only a database does
+
+
+def test_in_a_callers_transaction_a_stored_execution_lives_and_dies_with_it(
+    database: DjangoSagaStorage,
+) -> None:
+    with transaction.atomic(using=database.alias):
+        kept = create(database, pending=True)
+        again = database.create(kept.id, "tests.contract", kept.state)
+        assert again is None, "an id that is taken, in the transaction that took it"
+        Group.objects.using(database.alias).count()  # the transaction is still good
+    assert row(database, kept.id).status == "PENDING"
+    with transaction.atomic(using=database.alias):
+        lost = create(database, pending=True)
+        assert database.create(kept.id, "tests.contract", kept.state) is None
+        transaction.set_rollback(True, using=database.alias)
+    with pytest.raises(SagaNotFound):
+        database.acquire(lost.id, driver="x", lease=60.0)
+
+
+def test_a_link_to_no_execution_is_not_taken_for_an_id_that_is_taken(
+    database: DjangoSagaStorage,
+) -> None:
+    with pytest.raises(IntegrityError):
+        create(database, pending=True, retry_of=uuid.uuid4())
+
+
+def test_callbacks_follow_the_callers_transaction(database: DjangoSagaStorage) -> None:
+    called: list[str] = []
+    with transaction.atomic(using=database.alias):
+        database.on_commit(lambda: called.append("committed"))
+        assert called == []
+    assert called == ["committed"]
+    with transaction.atomic(using=database.alias):
+        database.on_commit(lambda: called.append("rolled back"))
+        transaction.set_rollback(True, using=database.alias)
+    assert called == ["committed"]
+
+
+@contextmanager
+def manual_transaction(alias: str) -> Iterator[None]:
+    transaction.set_autocommit(False, using=alias)
+    try:
+        yield
+    finally:
+        transaction.rollback(using=alias)
+        transaction.set_autocommit(True, using=alias)
+
+
+@pytest.mark.parametrize("kind", ["atomic", "nested", "manual"])
+def test_whatever_must_be_durable_is_refused_in_a_callers_transaction(
+    database: DjangoSagaStorage, kind: str
+) -> None:
+    claim, due = leased(database), create(database, pending=True)
+    before = columns(database, claim.id), columns(database, due.id)
+    blocks = {
+        "atomic": [transaction.atomic(using=database.alias)],
+        "nested": [transaction.atomic(using=database.alias) for _ in range(2)],
+        "manual": [manual_transaction(database.alias)],
+    }
+    verbs: list[Callable[[], object]] = [
+        database.refuse_transaction,
+        lambda: create(database, lease=60.0),
+        lambda: database.acquire(due.id, driver="x", lease=60.0),
+        lambda: database.checkpoint(checkpoint(claim, settled(claim.state))),
+        lambda: database.due(10, lease=60.0),
+        lambda: database.atomic(60.0).__enter__(),
+    ]
+    with ExitStack() as stack:
+        for block in blocks[kind]:
+            stack.enter_context(block)
+        for verb in verbs:
+            with pytest.raises(InsideTransaction, match=r"enqueue\(\).*non_atomic_requests"):
+                verb()
+    assert (columns(database, claim.id), columns(database, due.id)) == before
+
+
+def test_the_transaction_of_a_django_test_case_is_none_of_the_callers(
+    database: DjangoSagaStorage,
+) -> None:
+    around = transaction.atomic(using=database.alias)
+    around._from_testcase = True  # type: ignore[attr-defined]  # as TestCase marks its own
+    with around:
+        database.refuse_transaction()
+        advance(database, leased(database))
+        with transaction.atomic(using=database.alias), pytest.raises(InsideTransaction):
+            database.refuse_transaction()
+
+
+def atomic_step(
+    storage: DjangoSagaStorage, claim: Claim, name: str = "", then: Callable[[], object] = list
+) -> None:
+    """What the driver does for an atomic step, whose handler writes a group."""
+    with storage.atomic(60.0):
+        if name:
+            Group.objects.using(storage.alias).create(name=name)
+        then()
+        storage.checkpoint(checkpoint(claim, settled(claim.state)), inside=True)
+
+
+def wrote(storage: DjangoSagaStorage, name: str) -> bool:
+    return bool(Group.objects.using(storage.alias).filter(name=name).delete()[0])
+
+
+def test_an_atomic_steps_writes_and_its_checkpoint_commit_together(
+    database: DjangoSagaStorage, saga: str
+) -> None:
+    claim = leased(database)
+    atomic_step(database, claim, saga)
+    assert wrote(database, saga)
+    assert row(database, claim.id).step == "P"
+    assert len(database.history(claim.id)) == 1
+
+
+def test_an_atomic_step_that_raises_leaves_neither_writes_nor_checkpoint(
+    database: DjangoSagaStorage, saga: str
+) -> None:
+    claim = leased(database)
+    before = columns(database, claim.id)
+
+    def checkpoint_and_fail() -> None:
+        database.checkpoint(checkpoint(claim, settled(claim.state)), inside=True)
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        atomic_step(database, claim, saga, checkpoint_and_fail)
+    assert not wrote(database, saga)
+    assert columns(database, claim.id) == before
+    assert database.history(claim.id) == []
+
+
+def test_an_atomic_step_whose_lease_was_lost_leaves_no_writes(
+    database: DjangoSagaStorage, saga: str
+) -> None:
+    claim = leased(database)
+    database.release(claim.id, claim.token)
+    database.acquire(claim.id, driver="second", lease=60.0)
+    with pytest.raises(LeaseLost):
+        atomic_step(database, claim, saga)
+    assert not wrote(database, saga)
+
+
+def test_times_keep_what_the_database_can(database: DjangoSagaStorage) -> None:
+    """Microseconds; milliseconds on SQLite, whose clock has no more."""
+    claim = create(database, lease=123.456789, wake=0.000001, grace=0.25)
+    stored = row(database, claim.id)
+    finest = 0.001 if connections[database.alias].vendor == "sqlite" else 0
+    for moment, seconds in (
+        (stored.lease_until, 123.456789),
+        (stored.wake_at, 0.000001),
+        (stored.grace_until, 0.25),
+    ):
+        assert moment is not None
+        exact = timedelta(seconds=seconds)
+        assert abs(moment - stored.created_at - exact) <= timedelta(seconds=finest)
+
+
+def test_a_lease_that_is_released_while_it_is_asked_for_is_acquired(
+    database: DjangoSagaStorage,
+) -> None:
+    claim = leased(database)
+
+    def release_first(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        if sql.startswith("SELECT"):  # which follows an UPDATE that found it leased
+            database.release(claim.id, claim.token)
+        return execute(sql, params, many, context)
+
+    with connections[database.alias].execute_wrapper(release_first):
+        assert database.acquire(claim.id, driver="second", lease=60.0).token == 2
+
+
+def test_an_execution_is_written_where_it_is_told_and_nowhere_else(
+    database: DjangoSagaStorage,
+) -> None:
+    claim = leased(database)
+    advance(database, claim)
+    for alias in ALIASES:
+        there = SagaExecution.objects.using(alias).filter(pk=claim.id).exists()
+        assert there is (alias == database.alias)
+        assert bool(DjangoSagaStorage(alias).history(claim.id)) is there
+    seen = database.execution(claim, claim.state, claim.at, leased=True)
+    assert seen._state.db == database.alias
+    seen.refresh_from_db()
+
+
+class WritesTo:
+    def db_for_write(self, model: Any, **hints: Any) -> str | None:
+        return "sqlite" if model is SagaExecution else None
+
+    def db_for_read(self, model: Any, **hints: Any) -> str:
+        return "default"  # a replica, behind
+
+
+def test_the_router_says_where_and_no_replica_is_read(settings: Any) -> None:
+    settings.DATABASE_ROUTERS = [WritesTo()]
+    storage = DjangoSagaStorage()
+    assert storage.alias == "sqlite"
+    claim = leased(storage)
+    advance(storage, claim)
+    assert len(storage.history(claim.id)) == 1
+    assert storage.acquire(claim.id, driver="x", lease=60.0, token=1).token == 2
+
+
+# A database that is away, or has no tables
+
+
+VERBS: dict[str, Callable[[DjangoSagaStorage, Claim], object]] = {
+    "create": lambda storage, claim: create(storage, pending=True),
+    "acquire": lambda storage, claim: storage.acquire(claim.id, driver="x", lease=9.0, token=1),
+    "checkpoint": lambda storage, claim: storage.checkpoint(
+        checkpoint(claim, settled(claim.state))
+    ),
+    "checkpoint without record": lambda storage, claim: storage.checkpoint(
+        checkpoint(claim, machine.begin(claim.state))
+    ),
+    "renew": lambda storage, claim: storage.renew([(claim.id, claim.token)], lease=60.0),
+    "release": lambda storage, claim: storage.release(claim.id, claim.token),
+    "due": lambda storage, claim: storage.due(1),
+    "due with lease": lambda storage, claim: storage.due(1, lease=60.0, saga="none"),
+    "due with grace": lambda storage, claim: storage.due(1, grace=60.0, saga="none"),
+    "history": lambda storage, claim: storage.history(claim.id),
+    "atomic": atomic_step,
+}
+
+
+def end_session(alias: str) -> None:
+    """Have the server end this thread's session, as when it restarts."""
+    own, end = {
+        "postgresql": ("SELECT pg_backend_pid()", "SELECT pg_terminate_backend(%s, 10000)"),
+        "mysql": ("SELECT CONNECTION_ID()", "KILL CONNECTION %s"),
+    }[connections[alias].vendor]
+    with connections[alias].cursor() as cursor:
+        cursor.execute(own)
+        [session] = cursor.fetchone()
+
+    def work(number: int) -> None:
+        with connections[alias].cursor() as cursor:
+            cursor.execute(end, [session])
+
+    assert in_threads(work, 1) == [None]
+
+
+SERVERS = [alias for alias in ALIASES if alias != "sqlite"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("alias", SERVERS)
+def test_a_lost_session_is_told_apart_and_the_next_call_has_a_new_one(
+    alias: str, verb: str
+) -> None:
+    storage = DjangoSagaStorage(alias)
+    claim = leased(storage)
+    end_session(alias)
+    with pytest.raises(StorageUnavailable, match=f"'{alias}'"):
+        VERBS[verb](storage, claim)
+    VERBS[verb](storage, claim)
+    assert connections[alias].is_usable()
+
+
+@pytest.mark.parametrize("alias", SERVERS)
+def test_a_session_lost_within_an_atomic_step_rolls_its_writes_back(alias: str, saga: str) -> None:
+    storage = DjangoSagaStorage(alias)
+    claim = leased(storage)
+    with pytest.raises(StorageUnavailable):
+        atomic_step(storage, claim, saga, lambda: end_session(alias))
+    assert not wrote(storage, saga)
+    assert storage.history(claim.id) == []
+    atomic_step(storage, claim, saga)
+    assert wrote(storage, saga)
+
+
+def test_a_locked_sqlite_is_told_apart_and_serves_again_once_it_is_free() -> None:
+    storage = DjangoSagaStorage("sqlite")
+    claim = leased(storage)
+    other = sqlite3.connect(connections["sqlite"].settings_dict["NAME"], isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    try:
+        with connections["sqlite"].cursor() as cursor:
+            cursor.execute("PRAGMA busy_timeout = 1")
+        with pytest.raises(StorageUnavailable, match="locked"):
+            advance(storage, claim)
+    finally:
+        other.rollback()
+        other.close()
+    advance(storage, claim)
+    assert len(storage.history(claim.id)) == 1
+
+
+@contextmanager
+def without_tables(alias: str) -> Iterator[None]:
+    def rename(ending: str, to: str) -> None:
+        with connections[alias].cursor() as cursor:
+            for table in (EXECUTIONS, RECORDS):
+                cursor.execute(f"ALTER TABLE {table}{ending} RENAME TO {table}{to}")
+
+    rename("", "_away")
+    try:
+        yield
+    finally:
+        rename("_away", "")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_database_that_is_not_migrated_is_told_with_the_command(
+    database: DjangoSagaStorage, verb: str
+) -> None:
+    claim = leased(database)
+    expected = rf"'{database.alias}' has no tables.*migrate django_saga --database {database.alias}"
+    with without_tables(database.alias), pytest.raises(SagaError, match=expected) as error:
+        VERBS[verb](database, claim)
+    assert not isinstance(error.value, StorageUnavailable), "waiting would not help"
+    VERBS[verb](database, claim)
+
+
+def test_a_database_that_is_not_migrated_is_told_in_a_callers_transaction_too(
+    database: DjangoSagaStorage,
+) -> None:
+    joined = transaction.atomic(using=database.alias)(lambda: create(database, pending=True))
+    with without_tables(database.alias), pytest.raises(SagaError, match="migrate django_saga"):
+        joined()
+
+
+def test_a_fault_in_what_is_asked_is_not_called_an_outage(database: DjangoSagaStorage) -> None:
+    """Nor are the tables called missing."""
+    if connections[database.alias].vendor == "sqlite":
+        return  # it stores a text of any length
+    with pytest.raises(DatabaseError):
+        create(database, "x" * 256, pending=True)
+    leased(database)
+
+
+# What a saga costs on PostgreSQL
+
+
+def captured(run: Callable[[], object]) -> list[str]:
+    with CaptureQueriesContext(connections["default"]) as queries:
+        run()
+    return [query["sql"] for query in queries.captured_queries]
+
+
+def saga_of(count: int, *, failing: int | None = None, atomic: bool = False) -> Saga[Log]:
+    calls = Calls()
+    steps = [
+        make_step(
+            f"S{number}",
+            calls,
+            atomic=atomic,
+            act=raises(RuntimeError("no")) if number == failing else None,
+        )
+        for number in range(1, count + 1)
+    ]
+    return Saga[Log](steps=steps, name="tests.contract", storage=DjangoSagaStorage("default"))
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_a_saga_of_n_steps_costs_n_plus_one_statements_and_no_other(count: int) -> None:
+    saga = saga_of(count)
+    saga.run(Log())  # the connection is made
+    statements = captured(lambda: saga.run(Log()))
+    assert [statement.split()[0] for statement in statements] == ["INSERT", *["WITH"] * count]
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_every_statement_is_its_own_commit(count: int) -> None:
+    """Counted by the server: transactions of this session that changed something."""
+    saga = saga_of(count)
+    saga.run(Log())
+
+    def commits() -> int:
+        with connections["default"].cursor() as cursor:
+            cursor.execute("SELECT pg_current_xact_id()::text::bigint")
+            [number] = cursor.fetchone()
+        return int(number)
+
+    before = commits()
+    saga.run(Log())
+    assert commits() - before - 1 == count + 1
+
+
+@pytest.mark.parametrize(("count", "failing"), [(1, 1), (3, 1), (3, 2), (3, 3), (5, 4)])
+def test_a_failure_at_step_k_costs_k_plus_one_and_one_for_each_compensation(
+    count: int, failing: int
+) -> None:
+    saga = saga_of(count, failing=failing)
+
+    def run() -> None:
+        with pytest.raises(SagaFailed):
+            saga.run(Log())
+
+    run()
+    statements = captured(run)
+    assert len(statements) == failing + 1 + (failing - 1)
+    assert {statement.split()[0] for statement in statements[1:]} == {"WITH"}
+
+
+def test_an_atomic_step_costs_a_transaction_around_its_checkpoint() -> None:
+    """BEGIN, the limit on a transaction that idles, the checkpoint, COMMIT: two of them do work."""
+    saga = saga_of(3, atomic=True)
+    saga.run(Log())
+    kinds = [statement.split()[0] for statement in captured(lambda: saga.run(Log()))]
+    assert kinds == ["INSERT", *["BEGIN", "SELECT", "WITH", "COMMIT"] * 3]
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_only_postgresql_needs_one_statement_alone(alias: str) -> None:
+    """The others wrap an UPDATE and an INSERT in a transaction; none reads anything back."""
+    storage = DjangoSagaStorage(alias)
+    claim = leased(storage)
+    with CaptureQueriesContext(connections[alias]) as queries:
+        advance(storage, claim)
+    kinds = [query["sql"].split()[0] for query in queries.captured_queries]
+    one = connections[alias].vendor == "postgresql"
+    assert kinds == (["WITH"] if one else ["BEGIN", "UPDATE", "INSERT", "COMMIT"])
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_many_leases_are_renewed_in_one_statement(alias: str) -> None:
+    storage = DjangoSagaStorage(alias)
+    claims = [leased(storage) for _ in range(20)]
+    with CaptureQueriesContext(connections[alias]) as queries:
+        storage.renew([(claim.id, claim.token) for claim in claims], lease=60.0)
+    assert len(queries) == 1
+
+
+def test_a_batch_is_claimed_in_one_statement_on_postgresql(saga: str) -> None:
+    storage = DjangoSagaStorage("default")
+    for _ in range(20):
+        create(storage, saga, pending=True)
+    assert len(captured(lambda: storage.due(20, lease=60.0, saga=saga))) == 1
+
+
+# The memory storage's own
+
+
+def test_the_memory_storages_clock_can_be_given() -> None:
+    now = [1_000_000.0]
+    storage = MemorySagaStorage(clock=lambda: now[0])
+    claim = create(storage, lease=60.0)
+    assert claim.at == datetime.fromtimestamp(1_000_000, UTC)
+    now[0] += 60.0
+    assert storage.acquire(claim.id, driver="second", lease=60.0).token == 2
+
+
+def test_a_record_of_an_attempt_is_plain_data() -> None:
+    """So that any storage can keep it."""
+    record = Record(step="A", action=Action.ACT, attempt=1, outcome=Outcome.DONE)
+    assert (record.action.value, record.outcome.value) == ("act", "DONE")
