@@ -31,7 +31,8 @@ BARE_TABLES = """
 CREATE TABLE IF NOT EXISTS bench_execution (
     id uuid PRIMARY KEY, status text, step text, context text, updated_at timestamptz);
 CREATE TABLE IF NOT EXISTS bench_record (
-    id bigserial PRIMARY KEY, execution_id uuid REFERENCES bench_execution, step text, at timestamptz);
+    id bigserial PRIMARY KEY, execution_id uuid REFERENCES bench_execution,
+    step text, at timestamptz);
 CREATE INDEX IF NOT EXISTS bench_record_execution ON bench_record (execution_id);
 """
 BARE_INSERT = "INSERT INTO bench_execution VALUES (%s, 'RUNNING', 'S0', %s, now())"
@@ -167,7 +168,9 @@ def main() -> None:
         name: statistics.median(rates)
         for name, rates in measure(options.rounds, options.seconds).items()
     }
-    print(f"Python {platform.python_version()}, Django {django.get_version()}, {os.cpu_count()} cores")
+    print(
+        f"Python {platform.python_version()}, Django {django.get_version()}, {os.cpu_count()} cores"
+    )
     for name, value in medians.items():
         print(f"{name:28} {value:9.0f} sagas/s")
     for ours, theirs, target in (

@@ -191,7 +191,11 @@ class AsyncDriver:
         self._stopping = False
 
     async def drive(
-        self, flow: Flow[T], run: Run | None = None, *, give_up: Callable[[T], Flow[None]] | None = None
+        self,
+        flow: Flow[T],
+        run: Run | None = None,
+        *,
+        give_up: Callable[[T], Flow[None]] | None = None,
     ) -> T:
         """Do all that the flow asks for.
 

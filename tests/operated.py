@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ class World:
     def __init__(self) -> None:
         self.trouble: dict[str, str] = {}  # "act Pay": what its error says
         self.calls: list[str] = []
+        self.interlude: Callable[[], None] | None = None  # done in the middle of the next call
 
     def reset(self) -> None:
         self.__init__()  # type: ignore[misc]
@@ -29,6 +31,8 @@ class World:
         step = current_step()
         call = f"{step.action} {step.step}"
         self.calls.append(call)
+        if self.interlude:
+            self.interlude()
         if call in self.trouble:
             raise Sorry(self.trouble[call])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -305,6 +306,7 @@ def test_newest_first_page_by_page_without_counting(
     made = [failed_trip().pk for _ in range(5)][::-1]
     with CaptureQueriesContext(connection) as queries:
         first = page(operator, BASE)
+    said = [query["sql"] for query in queries if "django_saga_sagaexecution" in query["sql"]]
     order = re.findall(r"/sagaexecution/([0-9a-f-]{36})/change/", first)
     assert [uuid.UUID(id) for id in order] == made[:2]
     assert shown(operator, "?p=2") == set(made[2:4])
@@ -314,8 +316,7 @@ def test_newest_first_page_by_page_without_counting(
     last = page(operator, f"{BASE}?p=3")
     assert 'rel="next"' not in last
     assert 'rel="prev"' in last
-    said = [query["sql"] for query in queries if "django_saga_sagaexecution" in query["sql"]]
-    assert len(said) <= 4
+    assert 0 < len(said) <= 4
     for sql in said:
         assert "COUNT(" not in sql
         assert "DISTINCT" not in sql
@@ -550,6 +551,32 @@ def test_a_double_click_retries_once(operator: Client) -> None:
         assert "0 executions were retried" in told(operator, address, data)[0]
     assert counts() == {"COMPLETED": 1, "FAILED": 2}
     assert WORLD.calls == ["act Pack", "act Pay", "act Leave", "compensate Pack"]
+
+
+def test_two_operators_at_once_do_each_once(operator: Client) -> None:
+    """What the second ends as failed, the first must not start anew."""
+    first, second = stuck_trip(), stuck_trip()
+    data = confirm(operator, f"{BASE}retry/")
+    other = log_in(User.objects.create_superuser("other"))
+
+    def act_meanwhile() -> None:
+        WORLD.interlude = None
+        thread = threading.Thread(target=lambda: (post(other), connections.close_all()))
+        thread.start()
+        thread.join()
+
+    def post(client: Client) -> None:
+        client.post(f"{BASE}retry/", data)
+
+    WORLD.interlude = act_meanwhile  # while the first one is being compensated
+    messages = told(operator, f"{BASE}retry/", data)
+    assert messages == [
+        "1 execution was retried; now 1 failed.",
+        "Skipped: 1: changed meanwhile and is FAILED now.",
+    ]
+    assert changed(first).status == changed(second).status == "FAILED"
+    assert counts() == {"FAILED": 2}
+    assert WORLD.calls == ["compensate Pack"] * 2
 
 
 def test_recovering_one_drives_it(operator: Client) -> None:

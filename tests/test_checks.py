@@ -37,7 +37,8 @@ class Open(SagaStepHandler[Any]):
 
 
 def messages(*, databases: list[str] | None = None) -> list[CheckMessage]:
-    found = run_checks(tags=["django_saga", "database"], databases=databases)
+    tags = ["django_saga"] if databases is None else ["django_saga", "database"]
+    found = run_checks(tags=tags, databases=databases)
     return [message for message in found if str(message.id).startswith("django_saga.")]
 
 

@@ -1,4 +1,4 @@
-"""A connection that is lost around a checkpoint, and zombies: nothing is doubled, nothing undone."""
+"""A connection lost around a checkpoint, and zombies: nothing is doubled, nothing undone."""
 
 from __future__ import annotations
 

@@ -504,13 +504,17 @@ def test_what_keeps_losing_its_driver_ends_stuck(limit: int, turned: bool) -> No
     assert stuck.state.failed_step == ("B" if turned else "A")
 
 
+@pytest.mark.parametrize("turned", [False, True], ids=["act", "compensate"])
 @pytest.mark.parametrize("outcome", [DONE, FAILED, UNKNOWN])
-def test_an_attempt_that_came_to_an_end_is_progress(outcome: Outcome) -> None:
+def test_an_attempt_that_came_to_an_end_is_progress(outcome: Outcome, turned: bool) -> None:
     state = machine.start(ABC, "{}")
+    if turned:
+        state = after(state, DONE, DONE, FAILED)
     for _ in range(5):
         state = machine.interrupt(state, PLAIN, 5).state
     assert state.recoveries == 5
-    assert settle(state, outcome, StepRules(retry=THRICE)).state.recoveries == 0
+    rules = StepRules(retry=THRICE, compensation_retry=THRICE)
+    assert settle(state, outcome, rules).state.recoveries == 0
 
 
 # Stuck, and an operator's retry
