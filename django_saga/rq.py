@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import signal
-import threading
 from collections.abc import Mapping
 from datetime import timedelta
 from secrets import token_hex
@@ -84,9 +82,6 @@ def run_saga(saga_id: str) -> None:
     if not _is_id(saga_id):
         raise SagaError(f"{ENTRY_POINT} takes the id of an execution, not {saga_id!r}.")
     close_old_connections()
-    if hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread():
-        # RQ sets an alarm for no timeout too, 136 years ahead; timeouts of steps need the timer.
-        signal.setitimer(signal.ITIMER_REAL, 0)
     try:
         recover_saga(saga_id)
     except (SagaAlreadyRunning, SagaNotFound, LeaseLost) as error:

@@ -24,7 +24,7 @@ from django_saga.steps import Fallback, SagaStepResult, StepType
 
 if TYPE_CHECKING:
     from django_saga.models import SagaExecution
-    from django_saga.storage import SagaStorage
+    from django_saga.storage import DjangoSagaStorage, SagaStorage
 
 
 class _DefaultName:
@@ -257,6 +257,8 @@ def enqueue(
     encoded = saga.definition.codec.encode(context, limit=conf.CONTEXT_LIMIT)
     state = machine.start(saga.definition.plan, encoded, pending=True)
     storage, backend = saga.storage, saga.backend
+    if backend.queues:
+        _refuse_out_of_reach(saga)
     claim = storage.create(
         saga_id or new_id(),
         saga.name,
@@ -274,7 +276,18 @@ def enqueue(
     return storage.execution(claim, state, claim.at, leased=False)
 
 
-def default_storage() -> SagaStorage:
+def _refuse_out_of_reach(saga: Saga[Any]) -> None:
+    """A worker gets an id, looks into the project's database, and for the saga by its name."""
+    registry.find_saga(saga.name)
+    ours, theirs = default_storage(), saga.storage
+    if type(ours) is not type(theirs) or ours.alias != theirs.alias:
+        raise SagaError(
+            f"Saga {saga.name} has a storage of its own, where no worker looks: "
+            f"run() it, or leave it in the project's database to enqueue() it."
+        )
+
+
+def default_storage() -> DjangoSagaStorage:
     """The project's database."""
     from django_saga.storage.django import DjangoSagaStorage
 

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import _GeneratorContextManager, contextmanager
 from types import FrameType
@@ -26,13 +27,14 @@ class StepTimedOut(BaseException):
 def time_limit(seconds: float | None) -> Iterator[None]:
     """Raise TimeoutError out of the block after ``seconds``.
 
-    Works in the main thread of a process whose SIGALRM nobody else uses; elsewhere it does nothing,
-    and whoever called must look at the clock. Code of Django's database layer and of the drivers
+    Works in the main thread, unless somebody else's SIGALRM is due before; elsewhere it does
+    nothing, and whoever called must look at the clock. Code of Django's database layer and of the drivers
     is never interrupted: the alarm waits until it has returned.
     """
-    if seconds is None or not _can_interrupt():
+    if seconds is None or not _can_interrupt(seconds):
         yield
         return
+    others, began = signal.getitimer(signal.ITIMER_REAL)[0], time.monotonic()
 
     def ring(_signal: int, frame: FrameType | None) -> None:
         if _is_spared(frame):
@@ -48,16 +50,19 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
+            if others:
+                left = max(others - (time.monotonic() - began), _AGAIN)
+                signal.setitimer(signal.ITIMER_REAL, left)
     except StepTimedOut:
         raise TimeoutError(f"the step took longer than its timeout of {seconds:g} s") from None
 
 
-def _can_interrupt() -> bool:
-    return (
-        threading.current_thread() is threading.main_thread()
-        and sys.platform != "win32"
-        and signal.getitimer(signal.ITIMER_REAL)[0] == 0.0
-    )
+def _can_interrupt(seconds: float) -> bool:
+    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
+        return False
+    # RQ, for one, sets an alarm even for no timeout at all, 136 years ahead.
+    others = signal.getitimer(signal.ITIMER_REAL)[0]
+    return others == 0.0 or others > seconds
 
 
 def _is_spared(frame: FrameType | None) -> bool:
