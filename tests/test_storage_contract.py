@@ -321,8 +321,9 @@ def test_an_id_of_another_saga_is_refused_naming_both(storage: SagaStorage) -> N
     completed = ended(storage, "COMPLETED")
     for claim in (created, completed):
         before = columns(storage, claim.id)
-        with pytest.raises(SagaNotFound, match=r"'tests\.contract', not of 'tests\.other'"):
-            storage.acquire(claim.id, driver="second", lease=60.0, saga="tests.other")
+        for other in ("tests.other", "Tests.Contract", "tests.contract ", ""):
+            with pytest.raises(SagaNotFound, match=f"'tests.contract', not of '{other}'"):
+                storage.acquire(claim.id, driver="second", lease=60.0, saga=other)
         assert columns(storage, claim.id) == before
     assert storage.acquire(created.id, driver="x", lease=60.0, saga="tests.contract").token == 2
 
@@ -407,7 +408,8 @@ def stale(claim: Claim) -> Iterator[tuple[str, Checkpoint]]:
     yield "older token", checkpoint(claim, good, token=claim.token - 1)
     yield "newer token", checkpoint(claim, good, token=claim.token + 1)
     yield "status", checkpoint(claim, good, before=replaced(before, status=Status.COMPENSATING))
-    yield "step", checkpoint(claim, good, before=replaced(before, step="C"))
+    for step in ("C", "a", "A ", ""):
+        yield f"step {step!r}", checkpoint(claim, good, before=replaced(before, step=step))
     yield "attempt", checkpoint(claim, good, before=replaced(before, attempt=2))
     yield "action", checkpoint(claim, good, before=replaced(before, action=Action.COMPENSATE))
     yield "id", checkpoint(claim, good, id=uuid.uuid4())
@@ -422,7 +424,7 @@ def test_a_stale_checkpoint_writes_nothing(storage: SagaStorage, recorded: bool)
     for what, wrong in stale(claim):
         if not recorded:
             wrong = machine.replace(wrong, record=None)
-        with pytest.raises(LeaseLost, match=r"step \w was in \w+; nothing was written") as lost:
+        with pytest.raises(LeaseLost, match=r"step .* was in \w+; nothing was written") as lost:
             storage.checkpoint(wrong)
         assert str(wrong.id) in str(lost.value), what
         assert columns(storage, claim.id) == before, what
@@ -582,9 +584,12 @@ def test_renewing_nothing_or_what_is_unknown_is_no_error(storage: SagaStorage) -
 
 
 def test_many_leases_are_renewed_at_once(storage: SagaStorage) -> None:
-    claims = [create(storage, lease=1.0) for _ in range(50)]
-    renewed = storage.renew([(claim.id, claim.token) for claim in claims], lease=500.0)
-    assert renewed == set(ids(claims))
+    """Also more than SQLite can tell apart by ORs."""
+    claims = [create(storage, lease=1.0) for _ in range(3)]
+    others = [(uuid.uuid4(), 1) for _ in range(2_000)]
+    held = [(claim.id, claim.token) for claim in claims]
+    assert storage.renew(others + held, lease=500.0) == set(ids(claims))
+    assert storage.renew(held, lease=500.0) == set(ids(claims))
 
 
 def test_only_who_holds_a_lease_can_release_it(storage: SagaStorage) -> None:
@@ -632,6 +637,8 @@ def test_what_nobody_drives_and_may_go_on_is_due(storage: SagaStorage, saga: str
     create(storage, saga, pending=True, wake=500.0)
     create(storage, saga, pending=True, grace=500.0)
     create(storage, f"{saga}.other", pending=True)
+    create(storage, saga.upper(), pending=True)
+    create(storage, f"{saga} ", pending=True)
     found = storage.due(100, saga=saga)
     assert set(ids(found)) == {stored.id, lost.id, released.id, awake.id}
     assert {claim.id: claim.state for claim in found}[lost.id] == lost.state

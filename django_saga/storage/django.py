@@ -171,14 +171,15 @@ class DjangoSagaStorage(SagaStorage):
         if not leases:
             return set()
         connection = self._connection
-        pairs = " OR ".join(["(id = %s AND token = %s)"] * len(leases))
+        sql = _sql(connection)
+        which = sql.dialect.leases.format(", ".join(["(%s, %s)"] * len(leases)))
         held = [value for id, token in leases for value in (_uuid(id, connection), token)]
         with _translated(connection):
             with connection.cursor() as cursor:
-                cursor.execute(f"{_sql(connection).renew} ({pairs})", [lease, *held])
+                cursor.execute(f"{sql.renew} {which}", [lease, *held])
                 if cursor.rowcount == len(leases):
                     return {id for id, _ in leases}
-            query = f"SELECT {_sql(connection).row} FROM {EXECUTIONS} WHERE {pairs}"
+            query = f"SELECT {sql.row} FROM {EXECUTIONS} WHERE {which}"
             rows = self._rows(query, held)
             return {claim.id for claim in rows if claim.state.active and _is_leased(claim)}
 

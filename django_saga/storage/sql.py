@@ -39,6 +39,8 @@ class Dialect:
     greatest: str = "GREATEST"
     json: str = "%s"
     number: str = "%s"
+    name: str = "%s"  # compared byte by byte
+    leases: str = "(id, token) IN ({0})"
     skip_duplicate: str = ""
     returns_updates: bool = False
     one_statement: bool = False
@@ -62,6 +64,7 @@ DIALECTS = {
         after="strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now', {0} || ' seconds')",
         age="(julianday('now') - julianday(updated_at)) * 86400.0",
         greatest="MAX",
+        leases="(id, token) IN (VALUES {0})",
         skip_duplicate=" ON CONFLICT (id) DO NOTHING",
         returns_updates=True,
     ),
@@ -69,6 +72,7 @@ DIALECTS = {
         now="UTC_TIMESTAMP(6)",
         after="UTC_TIMESTAMP(6) + INTERVAL {0} SECOND",
         age="TIMESTAMPDIFF(MICROSECOND, updated_at, UTC_TIMESTAMP(6)) / 1e6",
+        name="BINARY %s",  # its collations ignore case and trailing spaces
         skip_locked=" FOR UPDATE SKIP LOCKED",
     ),
 }
@@ -97,7 +101,7 @@ class Statements:
         # as take, then id, saga, saga, token
         self.acquire = (
             f"UPDATE {EXECUTIONS} SET {self.take} WHERE id = %s "
-            f"AND (saga = %s OR %s) AND status IN {ACTIVE} AND ({free} OR token = %s)"
+            f"AND (saga = {dialect.name} OR %s) AND status IN {ACTIVE} AND ({free} OR token = %s)"
         )
         # seconds; what has waited long is left alone for as long again, so that a long queue is
         # not told of the same executions at every sweep
@@ -107,11 +111,11 @@ class Statements:
         self.due = (
             f"SELECT id FROM {EXECUTIONS} WHERE status IN {ACTIVE} AND {free} "
             f"AND (wake_at IS NULL OR wake_at <= {now}) "
-            f"AND (grace_until IS NULL OR grace_until <= {now}) AND (saga = %s OR %s) "
+            f"AND (grace_until IS NULL OR grace_until <= {now}) AND (saga = {dialect.name} OR %s) "
             f"ORDER BY created_at LIMIT %s{dialect.skip_locked}"
         )
 
-        # lease; then id and token for each of {pairs}
+        # lease; then dialect.leases, with id and token of each
         self.renew = (
             f"UPDATE {EXECUTIONS} SET lease_until = {after} "
             f"WHERE status IN {ACTIVE} AND lease_until IS NOT NULL AND "
@@ -136,8 +140,8 @@ class Statements:
         ]
         return (
             f"UPDATE {EXECUTIONS} SET {', '.join(assignments)} "
-            "WHERE id = %s AND token = %s "
-            "AND status = %s AND step = %s AND action = %s AND attempt = %s"
+            "WHERE id = %s AND token = %s AND status = %s "
+            f"AND step = {self.dialect.name} AND action = %s AND attempt = %s"
         )
 
     @lru_cache(maxsize=2)  # noqa: B019
