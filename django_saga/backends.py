@@ -72,7 +72,7 @@ class InProcessBackend(Backend):
 def _backend(name: str) -> Backend:
     try:
         backend = import_string(NAMES.get(name, name))()
-    except ImportError as error:
+    except (ImportError, TypeError) as error:
         raise InvalidSettings(f"DJANGO_SAGA['BACKEND'] {name!r} cannot be used: {error}") from error
     if not isinstance(backend, Backend):
         raise InvalidSettings(f"DJANGO_SAGA['BACKEND'] {name!r} is no django_saga backend.")
@@ -81,4 +81,6 @@ def _backend(name: str) -> Backend:
 
 def get_backend() -> Backend:
     """The backend of the settings."""
+    if not isinstance(conf.BACKEND, str):
+        raise InvalidSettings(f"DJANGO_SAGA['BACKEND'] must be a text, not {conf.BACKEND!r}.")
     return _backend(conf.BACKEND)

@@ -15,6 +15,7 @@ from django_saga import registry
 from django_saga.backends import get_backend
 from django_saga.conf import DEFAULTS, conf
 from django_saga.exceptions import SagaError
+from django_saga.saga import default_container
 from django_saga.storage.sql import DIALECTS
 
 
@@ -27,13 +28,13 @@ def check_settings(
     given = getattr(settings, "DJANGO_SAGA", None) or {}
     if not isinstance(given, dict):
         return [Error("DJANGO_SAGA must be a dict.", id="django_saga.E001")]
-    for key in sorted(set(given) - set(DEFAULTS)):
+    for key in sorted(set(given) - set(DEFAULTS), key=repr):
         hint = f"Known keys: {', '.join(DEFAULTS)}."
         found.append(
             Error(f"DJANGO_SAGA has an unknown key {key!r}.", hint=hint, id="django_saga.E001")
         )
     try:
-        _ = conf.LEASE
+        default_container()
     except SagaError as error:
         return [*found, Error(str(error), id="django_saga.E002")]
     try:

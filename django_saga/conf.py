@@ -49,6 +49,8 @@ class Settings:
         if key not in DEFAULTS:
             raise AttributeError(key)
         given = getattr(django_settings, "DJANGO_SAGA", None) or {}
+        if not isinstance(given, dict):
+            raise InvalidSettings(f"DJANGO_SAGA must be a dict, not {given!r}.")
         for name, (low, high) in _RANGES.items():
             value = given.get(name, DEFAULTS[name])
             if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -57,6 +59,8 @@ class Settings:
                 raise InvalidSettings(
                     f"DJANGO_SAGA[{name!r}] must be from {low:g} to {high:g}, not {value!r}."
                 )
+            if isinstance(DEFAULTS[name], int) and not isinstance(value, int):
+                raise InvalidSettings(f"DJANGO_SAGA[{name!r}] must be whole, not {value!r}.")
         self.__dict__.update({**DEFAULTS, **given})
         return self.__dict__[key]
 

@@ -29,9 +29,13 @@ def report_of(error: Exception, step: StepType, fallback: Fallback | None, conte
 def describe(error: BaseException) -> Error:
     """An exception as it is stored: no locals, no more than the limits in the settings."""
     lines = traceback.format_exception(error)
+    try:
+        message = str(error)
+    except Exception as unspeakable:
+        message = f"(no message: its __str__ raised {type(unspeakable).__qualname__})"
     return Error(
         type=type(error).__qualname__,
-        message=_storable(str(error), conf.ERROR_LIMIT),
+        message=_storable(message, conf.ERROR_LIMIT),
         traceback=_storable("".join(lines), conf.TRACEBACK_LIMIT, keep_end=True),
     )
 

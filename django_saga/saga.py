@@ -60,14 +60,11 @@ class Saga(Generic[ContextT]):
         super().__init_subclass__(**kwargs)
         if "name" not in cls.__dict__:
             cls.name = _DefaultName()  # type: ignore[assignment]
-        if "steps" not in cls.__dict__:
+        if not cls.steps and "steps" not in cls.__dict__:
             return
         owner = f"Saga {cls.__qualname__}"
-        declared = cls.__dict__["name"]
-        if not isinstance(declared, (_DefaultName, str)) or not declared:
-            raise InvalidDefinition(f"{owner}: its name must be a text, not {declared!r}.")
-        if isinstance(declared, str) and len(declared) > 255:
-            raise InvalidDefinition(f"{owner}: its name has more than 255 characters.")
+        if not isinstance(cls.__dict__["name"], _DefaultName):
+            _check_name(owner, cls.__dict__["name"])
         cls.definition = define(owner, cls.steps, cls.retired_steps, _context_of(cls))
         registry.register(cls)
 
@@ -80,6 +77,7 @@ class Saga(Generic[ContextT]):
         name: str | None = None,
     ) -> None:
         if name is not None:
+            _check_name(f"Saga {type(self).__qualname__}", name)
             self.name = name  # type: ignore[misc]
         if steps is not None:
             self.steps = steps  # type: ignore[misc]
@@ -96,7 +94,7 @@ class Saga(Generic[ContextT]):
     @property
     def container(self) -> Any:
         """What makes the handlers: an object with ``resolve(type)``; None: they are just called."""
-        return self._container if self._container is not None else _container()
+        return self._container if self._container is not None else default_container()
 
     @property
     def backend(self) -> Backend:
@@ -294,14 +292,21 @@ def default_storage() -> DjangoSagaStorage:
     return DjangoSagaStorage()
 
 
-def _container() -> Any:
-    if conf.CONTAINER is None:
-        return None
+def default_container() -> Any:
+    """The container of the settings, or None; raises InvalidSettings."""
     container = conf.CONTAINER
     try:
-        return import_string(container) if isinstance(container, str) else container
+        container = import_string(container) if isinstance(container, str) else container
     except ImportError as error:
         raise InvalidSettings(f"DJANGO_SAGA['CONTAINER'] cannot be imported: {error}") from error
+    if container is not None and not hasattr(container, "resolve"):
+        raise InvalidSettings(f"DJANGO_SAGA['CONTAINER'] {container!r} has no resolve(type).")
+    return container
+
+
+def _check_name(owner: str, name: object) -> None:
+    if not isinstance(name, str) or not 0 < len(name) <= 255:
+        raise InvalidDefinition(f"{owner}: its name must be 1 to 255 characters, not {name!r}.")
 
 
 def _context_of(saga: type[Saga[Any]]) -> Any:

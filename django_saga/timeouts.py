@@ -28,8 +28,8 @@ def time_limit(seconds: float | None) -> Iterator[None]:
     """Raise TimeoutError out of the block after ``seconds``.
 
     Works in the main thread, unless somebody else's SIGALRM is due before; elsewhere it does
-    nothing, and whoever called must look at the clock. Code of Django's database layer and of the drivers
-    is never interrupted: the alarm waits until it has returned.
+    nothing, and whoever called must look at the clock. Code of Django's database layer and of the
+    drivers is never interrupted: the alarm waits until it has returned.
     """
     if seconds is None or not _can_interrupt(seconds):
         yield
