@@ -26,7 +26,7 @@ def attempt(run: Run) -> Flow[SagaStepResult | None]:
     step = run.definition.steps[state.step]
     rules = run.definition.rules[state.step]
     info = _info(run, step, began)
-    keeper.watch(run, info.deadline)
+    keeper.watch(run)
     response: Any = None
     try:
         handler = yield Resolve(run.saga.container, step)

@@ -17,12 +17,17 @@ from django_saga.storage.base import Checkpoint, Saved
 def save(run: Run, transition: Transition, began: float | None = None) -> Flow[None]:
     """Make a transition durable, whatever the connection does meanwhile; then announce it."""
     saved: Saved | None = None
+    deadline = time.monotonic() + conf.INLINE_WAIT
     while saved is None:
         checkpoint = checkpoint_of(run, transition, began)
         try:
             saved = yield run.do(run.storage.checkpoint, checkpoint)
         except StorageUnavailable as error:
             saved = yield from look_again(run, error, transition)
+            if saved is None and time.monotonic() > deadline:
+                raise  # only this statement fails: disk full, say
+            if saved is None:
+                yield Pause(random.uniform(0.05, 0.2))
     yield from saved_as(run, transition, saved)
 
 

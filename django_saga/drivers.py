@@ -6,9 +6,11 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
-from functools import lru_cache
+from dataclasses import replace
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 from asgiref.sync import async_to_sync, sync_to_async
@@ -109,8 +111,8 @@ def _call(ask: Call) -> Any:
 def _call_inside(ask: CallInside) -> Any:
     try:
         with ask.transaction():
-            response = call_handler(ask.call)
-            return response, ask.checkpoint()
+            answer = call_handler(ask.call), ask.checkpoint()
+        return answer
     except (HandlerRaised, StorageUnavailable, LeaseLost):
         raise
     except Exception as error:
@@ -120,6 +122,12 @@ def _call_inside(ask: CallInside) -> Any:
 
 def call_handler(ask: Call) -> Any:
     """Call a sync handler, in whatever thread this is."""
+    if time.monotonic() - ask.run.renewed_at > ask.run.lease:
+        raise LeaseLost(
+            f"Saga execution {ask.run.id}: its lease ran out while step {ask.info.step} waited "
+            "for a thread."
+        )
+    ask = _from_now(ask)
     current = _current.set(ask.info)
     try:
         with _guarded(ask.breaker), time_limit(ask.timeout):
@@ -134,6 +142,7 @@ def call_handler(ask: Call) -> Any:
         raise HandlerRaised(error) from error
     finally:
         _current.reset(current)
+        ask.run.until = None
     remaining = ask.info.remaining
     if remaining == 0:
         logger.warning(
@@ -148,6 +157,7 @@ def call_handler(ask: Call) -> Any:
 
 async def call_async_handler(ask: Call) -> Any:
     """Call an async handler, in whatever loop this is."""
+    ask = _from_now(ask)
     current = _current.set(ask.info)
     try:
         with _guarded(ask.breaker):
@@ -157,6 +167,15 @@ async def call_async_handler(ask: Call) -> Any:
         raise HandlerRaised(error) from error
     finally:
         _current.reset(current)
+        ask.run.until = None
+
+
+def _from_now(ask: Call) -> Call:
+    """The same call, its timeout counted from now: it may have waited for a thread."""
+    if ask.timeout is None:
+        return ask
+    ask.run.until = time.monotonic() + ask.timeout
+    return ask._replace(info=replace(ask.info, deadline=ask.run.until))
 
 
 @contextmanager
@@ -245,17 +264,17 @@ class AsyncDriver:
             case Do(blocking=False):
                 return ask.function()
             case Do():
-                return await self._finished(sync_to_async(ask.function)())
+                return await self._finished(ask.function)
             case Resolve():
                 return await _aresolve(ask)
             case Call():
                 self._take(ask.run)
                 if _is_async(ask.method):
                     return await call_async_handler(ask)
-                return await self._finished(sync_to_async(call_handler)(ask))
+                return await self._finished(partial(call_handler, ask))
             case CallInside():
                 self._take(ask.call.run)
-                return await self._finished(sync_to_async(_call_inside)(ask))
+                return await self._finished(partial(_call_inside, ask))
             case Pause():
                 await self._sleep(ask.seconds)
             case Announce():
@@ -269,15 +288,32 @@ class AsyncDriver:
         self._run = run
         run.stopping = run.stopping or self._stopping
 
-    async def _finished(self, work: Coroutine[Any, Any, T]) -> T:
+    async def _finished(self, function: Callable[[], T]) -> T:
         """Wait for a thread's work however often this task is cancelled: it goes on anyway."""
-        task = asyncio.ensure_future(work)
-        while not task.done():
+        done: Future[T] = Future()
+
+        def work() -> None:
+            if done.set_running_or_notify_cancel():
+                try:
+                    done.set_result(function())
+                except BaseException as error:
+                    done.set_exception(error)
+
+        task = asyncio.ensure_future(sync_to_async(work)())
+        await self._outlast(task)
+        if task.cancelled():
+            if done.cancel():  # it never began
+                raise asyncio.CancelledError
+            # A loop that shuts down cancels every task, this one too; but not its thread.
+            await self._outlast(asyncio.wrap_future(done))
+        return done.result()
+
+    async def _outlast(self, waited: asyncio.Future[Any]) -> None:
+        while not waited.done():
             try:
-                await asyncio.wait((task,))
+                await asyncio.wait((waited,))
             except asyncio.CancelledError:
                 self._stop()
-        return task.result()
 
     async def _sleep(self, seconds: float) -> None:
         self._pause = asyncio.ensure_future(asyncio.sleep(seconds))

@@ -110,6 +110,7 @@ def strand(claim: Claim, saga: Saga[Any], error: Exception) -> Flow[Run]:
 
 def advance(run: Run) -> Flow[SagaStepResult | None]:
     """Go on until an act is done; None when nothing more is to be done here."""
+    run.resting = False
     try:
         while run.leased:
             if run.stopping:
@@ -120,6 +121,7 @@ def advance(run: Run) -> Flow[SagaStepResult | None]:
             if run.state.in_flight:
                 result = yield from attempt(run)
                 if result is not None:
+                    run.resting = True
                     return result
     except GeneratorExit:
         raise
@@ -185,7 +187,7 @@ def turn_back(run: Run, error: Exception) -> Flow[None]:
 
 def let_go(run: Run, *, unstarted: bool = True, hand_over: bool = False) -> Flow[None]:
     """Release the lease, so that whoever comes next need not wait for it to run out."""
-    if not run.leased:
+    if not run.leased or run.abandoned:
         return
     run.leased = False
     hand_over = hand_over and run.saga.backend.queues

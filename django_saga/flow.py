@@ -109,6 +109,8 @@ class Run:
         self.duration: float | None = None  # seconds that its attempt took
         self.error: Exception | None = None  # the handler's own, that turned the saga back
         self.stopping = False  # asked to stop at the next checkpoint
+        self.resting = True  # what is in flight has not begun
+        self.until: float | None = None  # monotonic; the keeper renews no longer
         self.abandoned = False  # a handler may still be running where nobody waits for it
 
     @property

@@ -27,24 +27,25 @@ class Keeper:
     """Watches runs whose handler is being called, and renews a lease after a third of it."""
 
     def __init__(self) -> None:
-        self._watched: dict[int, tuple[Run, float | None]] = {}
+        self._watched: dict[int, Run] = {}
         self._lock = threading.Lock()
         self._sooner = threading.Event()
         self._thread: threading.Thread | None = None
         self._interval = 0.0
 
-    def watch(self, run: Run, until: float | None) -> None:
-        """Keep the run's lease, at most until the given time of the monotonic clock."""
+    def watch(self, run: Run) -> None:
+        """Keep the run's lease, at most while ``run.until`` is not past."""
         with self._lock:
-            self._watched[id(run)] = run, until
             if self._thread is None:
                 self._interval = run.lease / 6
-                self._thread = threading.Thread(
-                    target=self._keep, name="django-saga-keeper", daemon=True
-                )
-                self._thread.start()
+                thread = threading.Thread(target=self._keep, name="django-saga-keeper", daemon=True)
+                thread.start()
+                self._thread = thread  # only now: starting it may fail
             elif run.lease / 6 < self._interval:
                 self._interval = run.lease / 6
+                self._sooner.set()
+            self._watched[id(run)] = run
+            if time.monotonic() - run.renewed_at > run.lease / 3:
                 self._sooner.set()
 
     def forget(self, run: Run) -> None:
@@ -64,10 +65,11 @@ class Keeper:
                 watched = list(self._watched.values())
             self._renew(watched)
 
-    def _renew(self, watched: list[tuple[Run, float | None]]) -> None:
+    def _renew(self, watched: list[Run]) -> None:
         now = time.monotonic()
         groups: dict[tuple[SagaStorage, float], list[Run]] = {}
-        for run, until in watched:
+        for run in watched:
+            until = run.until
             if now - run.renewed_at > run.lease / 3 and (until is None or now < until):
                 groups.setdefault((run.storage, run.lease), []).append(run)
         try:

@@ -98,7 +98,7 @@ def _drive_all(claims: list[Claim], storage: SagaStorage) -> Generator[Recovered
     claims = sorted(claims, key=lambda claim: claim.state.recoveries)
     waiting = deque(Run(_Lost(name=c.saga, storage=storage), c, None) for c in claims)
     for run in waiting:
-        keeper.watch(run, None)
+        keeper.watch(run)
     try:
         while waiting:
             run = waiting.popleft()

@@ -226,6 +226,8 @@ class SagaTransaction(
         self._raise_failure(self._run)
 
     def _leave(self, run: Run, error: BaseException | None) -> Flow[None]:
+        if not run.resting:  # cut short in an attempt: what it did is not known
+            return engine.let_go(run, unstarted=False)
         if isinstance(error, Exception) and error is not run.error:
             return engine.turn_back(run, error)
         return engine.let_go(run)

@@ -36,7 +36,11 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         return
     others, began = signal.getitimer(signal.ITIMER_REAL)[0], time.monotonic()
 
+    over: list[bool] = []
+
     def ring(_signal: int, frame: FrameType | None) -> None:
+        if over:  # it rang just as it was turned off
+            return
         if _is_spared(frame):
             signal.setitimer(signal.ITIMER_REAL, _AGAIN)
         else:
@@ -48,6 +52,7 @@ def time_limit(seconds: float | None) -> Iterator[None]:
             signal.setitimer(signal.ITIMER_REAL, seconds)
             yield
         finally:
+            over.append(True)
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
             if others:

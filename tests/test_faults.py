@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from asgiref.sync import async_to_sync
 from django.contrib.auth.models import Group
-from django.db import OperationalError, connection, connections
+from django.db import OperationalError, connection, connections, transaction
 from django.db.backends.utils import CursorWrapper
 
-from django_saga import LeaseLost, Saga, SagaFailed, recover_saga
+from django_saga import LeaseLost, Saga, SagaFailed, StorageUnavailable, recover_saga
 from django_saga.conf import conf
 from django_saga.models import SagaExecution
 from django_saga.storage import DjangoSagaStorage
@@ -158,3 +158,60 @@ def test_the_keeper_renews_the_lease_of_a_long_step(calls: Calls, settings: Any)
     saga = Saga(steps=[make_step("A", calls, act=act)], name="tests.long")
     assert saga.run(Log()).status == "COMPLETED"
     assert conf.LEASE == 0.6
+
+
+def test_a_database_that_goes_away_in_a_transaction_is_no_failure_of_the_consumer(
+    calls: Calls, settings: Any
+) -> None:
+    settings.DJANGO_SAGA = {"INLINE_WAIT": 0}
+    steps = mixed_saga(calls).transaction(Log(number=77))
+    away = False
+
+    def fail(execute: Callable[..., Any], sql: str, *rest: Any) -> Any:
+        if away and EXECUTIONS in sql:
+            raise OperationalError("the database is away")
+        return execute(sql, *rest)
+
+    def consume() -> None:
+        nonlocal away
+        with steps:
+            for result in steps:
+                away = result.step_type.__name__ == "B"
+
+    with connection.execute_wrapper(fail), pytest.raises(StorageUnavailable):
+        consume()
+    storage = DjangoSagaStorage()
+    SagaExecution.objects.filter(pk=steps.saga_id).update(lease_until=None)
+    assert SagaExecution.objects.get(pk=steps.saga_id).status == "RUNNING"
+    assert "compensate A" not in calls
+    execution = mixed_saga(calls).run(Log(), saga_id=steps.saga_id)
+    assert execution.status == "COMPLETED"
+    outcomes = [(r.step, r.attempt, r.outcome) for r in storage.history(execution.id)]
+    assert outcomes[-2:] == [("C", 1, "INTERRUPTED"), ("C", 2, "DONE")]
+    Group.objects.all().delete()
+
+
+def test_a_failing_on_commit_callback_of_an_atomic_step_leaves_the_step_done(
+    calls: Calls, caplog: pytest.LogCaptureFixture
+) -> None:
+    def act(context: Log) -> None:
+        transaction.on_commit(lambda: 1 / 0)
+
+    step = make_step("A", calls, act=act, atomic=True)
+    execution = Saga(steps=[step, make_step("B", calls)], name="tests.on_commit").run(Log())
+    assert execution.status == "COMPLETED"
+    assert calls == ["act A", "act B"]
+    assert "on_commit() callback" in caplog.text
+
+
+def test_a_checkpoint_that_alone_fails_is_given_up(calls: Calls, settings: Any) -> None:
+    settings.DJANGO_SAGA = {"INLINE_WAIT": 0.2}
+
+    def fail(execute: Callable[..., Any], sql: str, *rest: Any) -> Any:
+        if sql.startswith("WITH execution"):
+            raise OperationalError("no space left on device")
+        return execute(sql, *rest)
+
+    with connection.execute_wrapper(fail), pytest.raises(StorageUnavailable, match="no space"):
+        mixed_saga(calls).run(Log())
+    assert calls == ["act A"]

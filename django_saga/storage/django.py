@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -35,6 +36,9 @@ from django_saga.storage.sql import EXECUTIONS, STATEMENTS, Statements
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
+
+
+logger = logging.getLogger("django_saga.storage")
 
 
 class DjangoSagaStorage(SagaStorage):
@@ -186,6 +190,7 @@ class DjangoSagaStorage(SagaStorage):
     def release(
         self, saga_id: UUID, token: int, *, unstarted: bool = False, grace: float | None = None
     ) -> None:
+        self.refuse_transaction()  # it would lock the row there instead
         connection = self._connection
         with _translated(connection), connection.cursor() as cursor:
             params = (not unstarted, grace, _uuid(saga_id, connection), token)
@@ -236,15 +241,23 @@ class DjangoSagaStorage(SagaStorage):
     def atomic(self, lease: float) -> Iterator[None]:
         self.refuse_transaction()
         connection = self._connection
-        with _translated(connection), transaction.atomic(using=self.alias):
-            if connection.vendor == "postgresql":
-                # A driver that freezes in here would otherwise keep its rows locked for ever.
-                with connection.cursor() as cursor:
-                    cursor.execute(
-                        "SELECT set_config('idle_in_transaction_session_timeout', %s, true)",
-                        [str(max(1, int(lease * 1000)))],
-                    )
-            yield
+        committed: list[bool] = []
+        try:
+            with _translated(connection), transaction.atomic(using=self.alias):
+                # The first callback: what is raised after it comes from one of the handler's.
+                transaction.on_commit(lambda: committed.append(True), using=self.alias)
+                if connection.vendor == "postgresql":
+                    # A driver that freezes in here would otherwise keep its rows locked for ever.
+                    with connection.cursor() as cursor:
+                        cursor.execute(
+                            "SELECT set_config('idle_in_transaction_session_timeout', %s, true)",
+                            [str(max(1, int(lease * 1000)))],
+                        )
+                yield
+        except Exception:
+            if not committed:
+                raise
+            logger.exception("An on_commit() callback of an atomic step failed; the step is done")
 
     def on_commit(self, function: Callable[[], object]) -> None:
         transaction.on_commit(function, using=self.alias, robust=True)
