@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import re
+import signal
+import threading
 from collections.abc import Mapping
 from datetime import timedelta
 from secrets import token_hex
@@ -81,6 +83,9 @@ def run_saga(saga_id: str) -> None:
     """
     if not _is_id(saga_id):
         raise SagaError(f"{ENTRY_POINT} takes the id of an execution, not {saga_id!r}.")
+    if hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread():
+        # A timeout of RQ's would strike anywhere, into a checkpoint too; steps have their own.
+        signal.setitimer(signal.ITIMER_REAL, 0)
     close_old_connections()
     try:
         recover_saga(saga_id)

@@ -12,9 +12,17 @@ from django.contrib.auth.models import Group
 from django.db import OperationalError, connection, connections, transaction
 from django.db.backends.utils import CursorWrapper
 
-from django_saga import LeaseLost, Saga, SagaFailed, StorageUnavailable, recover_saga
+from django_saga import (
+    LeaseLost,
+    Saga,
+    SagaFailed,
+    SagaNotFound,
+    StorageUnavailable,
+    recover_saga,
+)
 from django_saga.conf import conf
 from django_saga.models import SagaExecution
+from django_saga.recovery import sweep
 from django_saga.storage import DjangoSagaStorage
 from django_saga.storage.sql import EXECUTIONS
 from tests.steps import Calls, Log, make_step, raises
@@ -215,3 +223,18 @@ def test_a_checkpoint_that_alone_fails_is_given_up(calls: Calls, settings: Any) 
     with connection.execute_wrapper(fail), pytest.raises(StorageUnavailable, match="no space"):
         mixed_saga(calls).run(Log())
     assert calls == ["act A"]
+
+
+def test_a_row_that_was_spoilt_by_hand_does_not_stand_in_the_way_of_others(calls: Calls) -> None:
+    class Spoilt(Saga[Log]):
+        name = "tests.spoilt"
+        steps = [make_step("A", calls)]
+
+    bad, good = (Spoilt().enqueue(Log(), delay=1000).id for _ in range(2))
+    SagaExecution.objects.filter(pk__in=[bad, good]).update(wake_at=None)
+    SagaExecution.objects.filter(pk=bad).update(plan={"no": "plan"})
+    assert [(r.saga_id, r.status) for r in sweep(saga="tests.spoilt")] == [(good, "COMPLETED")]
+    SagaExecution.objects.filter(pk=bad).update(effects="nonsense", lease_until=None)
+    with pytest.raises(SagaNotFound, match="No saga execution"):
+        recover_saga(bad)
+    SagaExecution.objects.filter(pk=bad).delete()

@@ -128,7 +128,8 @@ class SagaStorage(ABC):
         """Claim, oldest first, what nobody drives and may go on now.
 
         With ``lease`` each is leased to the caller; with ``grace`` each is only left alone by
-        further calls for a while, since its backend is about to be told.
+        further calls for as long as it has waited, at least ``grace`` and at most ten times that,
+        since its backend is about to be told.
         """
 
     @abstractmethod

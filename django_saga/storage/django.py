@@ -211,7 +211,7 @@ class DjangoSagaStorage(SagaStorage):
         sql = _sql(connection)
         which = (saga or "", saga is None, limit)
         take = (sql.take, (lease, driver))
-        change, times = (sql.leave_alone, (grace,)) if lease is None else take
+        change, times = (sql.leave_alone, (grace, 10 * (grace or 0))) if lease is None else take
         with _translated(connection):
             if lease is None and grace is None:
                 query = sql.due.replace("SELECT id", f"SELECT {sql.row}")
@@ -310,13 +310,19 @@ class DjangoSagaStorage(SagaStorage):
 
     def _rows(self, query: str, params: Sequence[Any]) -> list[Claim]:
         rows = SagaExecution.objects.using(self.alias).raw(query, tuple(params))
-        return [_claim(row) for row in rows]
+        return [claim for row in rows if (claim := _claim(row)) is not None]
 
 
-def _claim(row: SagaExecution) -> Claim:
+def _claim(row: SagaExecution) -> Claim | None:
+    try:
+        state = row.state
+    except (msgspec.ValidationError, ValueError) as error:
+        # Somebody edited it by hand; it must not stand in the way of the others.
+        logger.error("Saga execution %s cannot be read: %s", row.pk, error)
+        return None
     at = _utc(row.db_now)  # type: ignore[attr-defined]
     wait = max(0.0, (row.wake_at - at).total_seconds()) if row.wake_at else 0.0
-    return Claim(row.id, row.saga, row.token, row.state, at, wait, row.driver, execution=row)
+    return Claim(row.id, row.saga, row.token, state, at, wait, row.driver, execution=row)
 
 
 def _columns(claim: Claim) -> dict[str, Any]:

@@ -173,7 +173,7 @@ class MemorySagaStorage(SagaStorage):
                 return [self._take(saga_id, row, now, driver, lease) for saga_id, row in found]
             for _, row in found:
                 if grace is not None:
-                    row.grace_until = now + max(grace, now - row.updated_at)
+                    row.grace_until = now + min(max(grace, now - row.updated_at), 10 * grace)
             return [self._claim(saga_id, row, now) for saga_id, row in found]
 
     def history(self, saga_id: UUID) -> list[SagaStepRecord]:

@@ -37,6 +37,7 @@ class Dialect:
     after: str  # now and some seconds: {0} is a number or NULL
     age: str  # seconds since the latest checkpoint
     greatest: str = "GREATEST"
+    least: str = "LEAST"
     json: str = "%s"
     number: str = "%s"
     name: str = "%s"  # compared byte by byte
@@ -64,6 +65,7 @@ DIALECTS = {
         after="strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now', {0} || ' seconds')",
         age="(julianday('now') - julianday(updated_at)) * 86400.0",
         greatest="MAX",
+        least="MIN",
         leases="(id, token) IN (VALUES {0})",
         skip_duplicate=" ON CONFLICT (id) DO NOTHING",
         returns_updates=True,
@@ -103,9 +105,10 @@ class Statements:
             f"UPDATE {EXECUTIONS} SET {self.take} WHERE id = %s "
             f"AND (saga = {dialect.name} OR %s) AND status IN {ACTIVE} AND ({free} OR token = %s)"
         )
-        # seconds; what has waited long is left alone for as long again, so that a long queue is
-        # not told of the same executions at every sweep
+        # seconds, at most; what has waited long is left alone for as long again, so that a long
+        # queue is not told of the same executions at every sweep
         longer = f"{dialect.greatest}({dialect.number}, {dialect.age})"
+        longer = f"{dialect.least}({longer}, {dialect.number})"
         self.leave_alone = f"grace_until = {dialect.after.format(longer)}"
         # saga, any saga, limit
         self.due = (
