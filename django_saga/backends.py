@@ -73,7 +73,10 @@ def _backend(name: str) -> Backend:
     try:
         backend = import_string(NAMES.get(name, name))()
     except (ImportError, TypeError) as error:
-        raise InvalidSettings(f"DJANGO_SAGA['BACKEND'] {name!r} cannot be used: {error}") from error
+        raise InvalidSettings(
+            f"DJANGO_SAGA['BACKEND'] {name!r} cannot be used: {error}. "
+            "It is 'inprocess', 'rq' or the dotted path of a backend class."
+        ) from error
     if not isinstance(backend, Backend):
         raise InvalidSettings(f"DJANGO_SAGA['BACKEND'] {name!r} is no django_saga backend.")
     return backend

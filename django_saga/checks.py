@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from django.apps import AppConfig
+from django.apps import AppConfig, apps
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.db import DEFAULT_DB_ALIAS, connections, router
@@ -16,6 +16,7 @@ from django_saga.backends import get_backend
 from django_saga.conf import DEFAULTS, conf
 from django_saga.exceptions import SagaError
 from django_saga.saga import default_container
+from django_saga.steps import SagaStepHandler
 from django_saga.storage.sql import DIALECTS
 
 
@@ -42,6 +43,11 @@ def check_settings(
     except SagaError as error:
         hint = "Install the extra: pip install 'django-saga[rq]'." if _lacks_rq() else ""
         found.append(Error(str(error), hint=hint, id="django_saga.E003"))
+    else:
+        if conf.BACKEND == "rq" and not apps.is_installed("django_rq"):
+            hint = "Add it: its commands start the workers."
+            message = "The backend is RQ, but django_rq is not in INSTALLED_APPS."
+            found.append(Error(message, hint=hint, id="django_saga.E003"))
     if not settings.USE_TZ:
         hint = "Set USE_TZ = True; leases and waits are stored in UTC."
         found.append(Warning("USE_TZ is off.", hint=hint, id="django_saga.W001"))
@@ -56,7 +62,7 @@ def _lacks_rq() -> bool:
 def check_sagas(
     app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
-    """E004 a name taken twice, E005 a context that cannot be stored, W002 atomic elsewhere."""
+    """E004 name taken twice, E005 context not storable, E007 no act, W002 atomic elsewhere."""
     found: list[CheckMessage] = []
     names: dict[str, Any] = {}
     for saga in registry.all_sagas():
@@ -73,10 +79,22 @@ def check_sagas(
         try:
             _ = saga.definition.codec
         except SagaError as error:
-            hint = "Use types that msgspec carries through JSON."
-            found.append(Error(str(error), hint=hint, obj=saga, id="django_saga.E005"))
-        found += _check_atomic_steps(saga)
+            found.append(Error(str(error), obj=saga, id="django_saga.E005"))
+        found += [*_check_acts(saga), *_check_atomic_steps(saga)]
     return found
+
+
+def _check_acts(saga: Any) -> list[CheckMessage]:
+    steps = set(saga.definition.steps.values())
+    return [
+        Error(
+            f"Step {step.__qualname__} of {saga.name} has no act().",
+            obj=saga,
+            id="django_saga.E007",
+        )
+        for step in steps
+        if step.act is SagaStepHandler.act
+    ]
 
 
 def _check_atomic_steps(saga: Any) -> list[CheckMessage]:

@@ -19,6 +19,14 @@ class SagaContext:
     and nested dataclasses. Store the ids that a compensation needs.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # A dataclass brings its own; this is met only where the decorator was forgotten.
+        if args or kwargs:
+            raise InvalidDefinition(
+                f"The context {type(self).__qualname__} is not a dataclass; "
+                "decorate it with @dataclass."
+            )
+
 
 ContextT = TypeVar("ContextT", bound=SagaContext)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -109,6 +110,20 @@ def _retired(owner: str, steps: object) -> list[tuple[str, StepType]]:
     return [(f"{owner}, retired_steps[{number}]", step) for number, step in enumerate(steps)]
 
 
+def _check_calls(where: str, step: StepType) -> None:
+    for action in ("act", "compensate"):
+        method = inspect.getattr_static(step, action)
+        if not inspect.isfunction(method):
+            continue
+        try:
+            inspect.signature(method).bind("self", "context")
+        except TypeError:
+            raise InvalidDefinition(
+                f"{where}: {action} of {step.__qualname__} must take self and the context, "
+                f"it is {action}{inspect.signature(method)}."
+            ) from None
+
+
 def _check_fallback(where: str, entry: Fallback) -> None:
     if Fallback in map(type, _members(entry)):
         raise InvalidDefinition(f"{where}: a Fallback cannot hold another Fallback.")
@@ -135,6 +150,7 @@ def _check_step(where: str, step: object) -> None:
         raise InvalidDefinition(
             f"{where}: expected a SagaStepHandler class or a Fallback, got {step!r}."
         )
+    _check_calls(where, step)
     aliases: object = step.aliases
     if not isinstance(aliases, (list, tuple)) or not all(isinstance(a, str) for a in aliases):
         raise InvalidDefinition(f"{where}: the aliases of {step.__qualname__} must be texts.")

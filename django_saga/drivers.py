@@ -34,7 +34,7 @@ from django_saga.flow import (
     Resolve,
     Run,
 )
-from django_saga.steps import CircuitBreaker, _current
+from django_saga.steps import CircuitBreaker, StepType, _current
 from django_saga.timeouts import time_limit
 
 logger = logging.getLogger("django_saga.drivers")
@@ -45,15 +45,10 @@ T = TypeVar("T")
 def drive(flow: Flow[T]) -> T:
     """Do all that the flow asks for, in this thread."""
     try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        pass
-    else:
+        refuse_running_loop("await arun(), or use async with and async for")
+    except SagaError:
         flow.close()
-        raise SagaError(
-            "A saga was driven synchronously inside a running event loop; "
-            "await arun(), or use async with and async for."
-        )
+        raise
     answer: Any = None
     error: BaseException | None = None
     while True:
@@ -66,6 +61,15 @@ def drive(flow: Flow[T]) -> T:
             answer = _do(ask)
         except BaseException as raised:
             error = raised
+
+
+def refuse_running_loop(instead: str) -> None:
+    """Raise where blocking would block an event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise SagaError(f"This would block the running event loop; {instead}.")
 
 
 def _do(ask: Any) -> Any:
@@ -85,10 +89,20 @@ def _do(ask: Any) -> Any:
             _log_faults(ask, signal.send_robust(type(ask.run.saga), **_payload(ask)))
 
 
+def _make(step: StepType) -> Any:
+    try:
+        return step()
+    except TypeError as error:
+        raise InvalidDefinition(
+            f"Step {step.__qualname__} cannot be made: {error}. Handlers are made without "
+            "arguments, or by the CONTAINER of the settings."
+        ) from error
+
+
 def _resolve(ask: Resolve) -> Any:
     try:
         if ask.container is None:
-            return ask.step()
+            return _make(ask.step)
         handler = ask.container.resolve(ask.step)
         return async_to_sync(_awaited)(handler) if inspect.isawaitable(handler) else handler
     except Exception as error:
@@ -326,7 +340,7 @@ class AsyncDriver:
 async def _aresolve(ask: Resolve) -> Any:
     try:
         if ask.container is None:
-            return ask.step()
+            return _make(ask.step)
         handler = ask.container.resolve(ask.step)
         return await handler if inspect.isawaitable(handler) else handler
     except Exception as error:

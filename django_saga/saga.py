@@ -17,7 +17,7 @@ from django_saga.backends import Backend, get_backend
 from django_saga.conf import conf
 from django_saga.context import ContextT
 from django_saga.definition import Definition, define
-from django_saga.drivers import AsyncDriver, drive
+from django_saga.drivers import AsyncDriver, drive, refuse_running_loop
 from django_saga.exceptions import InvalidDefinition, InvalidSettings, SagaAlreadyRunning, SagaError
 from django_saga.flow import Flow, Run
 from django_saga.steps import Fallback, SagaStepResult, StepType
@@ -133,9 +133,11 @@ class Saga(Generic[ContextT]):
         """Store the saga and have the backend drive it, in ``delay`` seconds at the earliest.
 
         Inside ``atomic()`` it joins the transaction: the saga is stored if that commits, and starts
-        then. An id that exists is left as it is. Raises InvalidContext, SagaAlreadyRunning for an
-        ``saga_id`` that is taken.
+        then. Returns the execution as it was stored, PENDING; refresh_from_db() tells how it goes.
+        The in-process backend drives it before this returns, or on commit, and logs a failure.
+        Raises InvalidContext, and SagaAlreadyRunning for a ``saga_id`` that is taken.
         """
+        refuse_running_loop("await aenqueue()")
         return enqueue(self, context, saga_id=_uuid(saga_id), delay=delay)
 
     async def aenqueue(

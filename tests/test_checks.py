@@ -29,11 +29,11 @@ class Sound(SagaContext):
 
 
 class Step(SagaStepHandler[Sound]):
-    pass
+    def act(self, context: Sound) -> None: ...
 
 
 class Open(SagaStepHandler[Any]):
-    pass
+    def act(self, context: Any) -> None: ...
 
 
 def messages(*, databases: list[str] | None = None) -> list[CheckMessage]:
@@ -222,6 +222,8 @@ def test_atomic_steps_are_warned_of_where_the_sagas_have_a_database_of_their_own
     route_to: Callable[[str], None],
 ) -> None:
     class Writing(SagaStepHandler[Sound]):
+        def act(self, context: Sound) -> None: ...
+
         atomic = True
 
     class Plain(Saga[Sound]):
@@ -279,3 +281,23 @@ def test_a_database_that_is_not_supported_is_an_error_where_databases_are_checke
     assert "PostgreSQL, SQLite or MariaDB" in str(message.hint)
     assert messages(databases=["default"]) == []
     del connections["odd"]
+
+
+def test_a_step_without_act_is_an_error_that_names_step_and_saga() -> None:
+    class Idle(SagaStepHandler[Sound]):
+        pass
+
+    class Lazy(Saga[Sound]):
+        steps = [Idle]
+
+    message = only()
+    assert message.id == "django_saga.E007"
+    assert "Idle of saga_tests.Lazy has no act()" in message.msg
+
+
+def test_rq_without_its_app_is_an_error(settings: Any) -> None:
+    settings.DJANGO_SAGA = {"BACKEND": "rq"}
+    settings.INSTALLED_APPS = [app for app in settings.INSTALLED_APPS if app != "django_rq"]
+    message = only()
+    assert message.id == "django_saga.E003"
+    assert "not in INSTALLED_APPS" in message.msg

@@ -465,3 +465,12 @@ def test_the_sagas_of_installed_apps_are_found_in_their_sagas_module() -> None:
     """Nothing here imports them."""
     assert registry.find_saga("shop.OrderSaga").__module__ == "testproject.shop.sagas"
     assert registry.find_saga("saga_tests.Travel").__module__ == "tests.sagas"
+
+
+def test_an_action_that_does_not_take_the_context_is_refused() -> None:
+    class Wrong(SagaStepHandler[OrderContext]):
+        def act(self) -> None:  # type: ignore[override]
+            pass
+
+    with pytest.raises(InvalidDefinition, match=r"act of .*Wrong must take self and the context"):
+        Saga(steps=[Wrong])

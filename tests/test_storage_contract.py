@@ -962,10 +962,11 @@ def test_a_lease_that_is_released_while_it_is_asked_for_is_acquired(
     database: DjangoSagaStorage,
 ) -> None:
     claim = leased(database)
+    held = [claim]
 
     def release_first(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
-        if sql.startswith("SELECT"):  # which follows an UPDATE that found it leased
-            database.release(claim.id, claim.token)
+        if sql.startswith("SELECT") and held:  # which follows an UPDATE that found it leased
+            database.release(held.pop().id, claim.token)
         return execute(sql, params, many, context)
 
     with connections[database.alias].execute_wrapper(release_first):
