@@ -79,7 +79,8 @@ def check_sagas(
         try:
             _ = saga.definition.codec
         except SagaError as error:
-            found.append(Error(str(error), obj=saga, id="django_saga.E005"))
+            hint = "SagaContext says which types a field may have."
+            found.append(Error(str(error), hint=hint, obj=saga, id="django_saga.E005"))
         found += [*_check_acts(saga), *_check_atomic_steps(saga)]
     return found
 
