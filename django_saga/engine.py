@@ -137,7 +137,7 @@ def advance(run: Run) -> Flow[SagaStepResult | None]:
 
 def finish(run: Run) -> Flow[SagaExecution]:
     """As :func:`go_on`, and raise how it ended."""
-    yield from go_on(run)
+    yield from _to_the_end(run)
     return outcome(run)
 
 
@@ -154,10 +154,14 @@ def resume_and_go_on(saga: Saga[Any], saga_id: UUID) -> Flow[SagaExecution]:
 
 
 def go_on(run: Run) -> Flow[SagaExecution]:
-    """Drive to the end, or until the execution is handed over."""
+    """Drive to the end, or until the execution is handed over, however it ends."""
+    yield from _to_the_end(run)
+    return run.execution
+
+
+def _to_the_end(run: Run) -> Flow[None]:
     while (yield from advance(run)) is not None:
         pass
-    return run.execution
 
 
 def outcome(run: Run) -> SagaExecution:
@@ -182,7 +186,7 @@ def turn_back(run: Run, error: Exception) -> Flow[None]:
         return
     run.error = error
     yield from save(run, machine.turn_back(run.state, describe(error)))
-    yield from go_on(run)
+    yield from _to_the_end(run)
 
 
 def let_go(run: Run, *, unstarted: bool = True, hand_over: bool = False) -> Flow[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import cache
 from typing import Any, ClassVar
 
 import msgspec
@@ -127,7 +128,7 @@ class SagaExecution(models.Model):
     def of(cls, alias: str | None, columns: Mapping[str, Any], state: State) -> SagaExecution:
         """An instance as if read from the row, without reading it; what is not given is None."""
         known = {**columns, **columns_of(state), "effects": msgspec.to_builtins(state.effects)}
-        names = [field.attname for field in cls._meta.concrete_fields]
+        names = _column_names()
         return cls.from_db(alias, names, [known.get(name) for name in names])
 
     def assign(self, state: State) -> None:
@@ -138,6 +139,11 @@ class SagaExecution(models.Model):
     def duration(self) -> timedelta:
         """From its creation to its end, or to its latest change."""
         return (self.finished_at or self.updated_at) - self.created_at
+
+
+@cache
+def _column_names() -> list[str]:
+    return [field.attname for field in SagaExecution._meta.concrete_fields]
 
 
 def columns_of(state: State) -> dict[str, Any]:
