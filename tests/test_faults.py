@@ -18,6 +18,7 @@ from django_saga import (
     SagaFailed,
     SagaNotFound,
     StorageUnavailable,
+    current_step,
     recover_saga,
 )
 from django_saga.conf import conf
@@ -159,7 +160,8 @@ def test_the_keeper_renews_the_lease_of_a_long_step(calls: Calls, settings: Any)
         while len(seen) < 4:  # the first lease, and three renewals
             other = connections.create_connection("default")
             with other.cursor() as cursor:
-                cursor.execute(f"SELECT lease_until FROM {EXECUTIONS} WHERE status = 'RUNNING'")
+                query = f"SELECT lease_until FROM {EXECUTIONS} WHERE id = %s"
+                cursor.execute(query, [current_step().saga_id])
                 seen.add(cursor.fetchone())
             other.close()
 
