@@ -30,6 +30,7 @@ import django
 STEPS = 3
 PREPARED = {"server_side_binding": True, "prepare_threshold": 5}
 THREADS = 8
+IN_MEMORY = 10_000
 
 BARE_TABLES = """
 CREATE TABLE IF NOT EXISTS bench_execution (
@@ -219,6 +220,8 @@ def main() -> None:
         ratio = medians[ours] / medians[theirs]
         verdict = "holds" if ratio >= target else "MISSED"
         print(f"{ours} / {theirs}: {ratio:.2f} (target {target}: {verdict})")
+    verdict = "holds" if medians["memory"] >= IN_MEMORY else "MISSED"
+    print(f"memory: {medians['memory']:.0f} sagas/s (target {IN_MEMORY}: {verdict})")
     base = import_milliseconds("import django.db.models, asgiref.sync")
     added = import_milliseconds("import django.db.models, asgiref.sync, django_saga") - base
     print(f"import django_saga adds {added:.0f} ms to Django's {base:.0f} ms")

@@ -11,10 +11,10 @@ from django_saga.checkpoints import checkpoint_of, look_again, save, saved_as
 from django_saga.conf import conf
 from django_saga.errors import describe, report_of
 from django_saga.exceptions import InvalidContext, LeaseLost, StorageUnavailable
-from django_saga.flow import Call, CallInside, Flow, HandlerRaised, Resolve, Run
+from django_saga.flow import Call, CallInside, Flow, HandlerRaised, Run
 from django_saga.keeper import keeper
 from django_saga.machine import Action, Outcome, Report, Status, Transition
-from django_saga.steps import CurrentStep, SagaStepResult, StepType
+from django_saga.steps import CurrentStep, SagaStepResult
 from django_saga.storage.base import Saved
 
 
@@ -25,12 +25,10 @@ def attempt(run: Run) -> Flow[SagaStepResult | None]:
         raise LeaseLost(f"Saga execution {run.id}: its lease ran out before step {state.step}.")
     step = run.definition.steps[state.step]
     rules = run.definition.rules[state.step]
-    info = _info(run, step, began)
-    keeper.watch(run)
+    call = _call(run)
     response: Any = None
     try:
-        handler = yield Resolve(run.saga.container, step)
-        call = _call(run, handler, info)
+        keeper.watch(run)
         if rules.atomic:
             response = yield from _attempt_inside(run, call, began)
         else:
@@ -66,22 +64,14 @@ def _attempt_inside(run: Run, call: Call, began: float) -> Flow[Any]:
     return response
 
 
-def _call(run: Run, handler: Any, info: CurrentStep) -> Call:
-    step = run.definition.steps[run.state.step]
-    fallback = run.definition.fallbacks.get(run.state.step)
-    if info.action is Action.COMPENSATE:
-        return Call(run, handler.compensate, info, step.timeout, None)
-    breaker = fallback.circuit_breaker if fallback else None
-    return Call(run, handler.act, info, step.timeout, breaker)
-
-
-def _info(run: Run, step: StepType, began: float) -> CurrentStep:
-    state = run.state
-    act: Outcome | None = None
+def _call(run: Run) -> Call:
+    state, act, breaker = run.state, None, None
     if state.action is Action.COMPENSATE:
         act = next(effect.act for effect in state.effects if effect.step == state.step)
-    deadline = None if step.timeout is None else began + step.timeout
-    return CurrentStep(run.id, state.step, state.action, state.attempt, act, deadline)
+    elif state.step in run.definition.fallbacks:
+        breaker = run.definition.fallbacks[state.step].circuit_breaker
+    info = CurrentStep(run.id, state.step, state.action, state.attempt, act)
+    return Call(run, run.definition.steps[state.step], info, breaker)
 
 
 def _settle_done(run: Run) -> Transition:

@@ -8,12 +8,12 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 from asgiref.sync import async_to_sync, sync_to_async
+from msgspec.structs import replace
 
 from django_saga import signals
 from django_saga.exceptions import (
@@ -31,10 +31,10 @@ from django_saga.flow import (
     Flow,
     HandlerRaised,
     Pause,
-    Resolve,
     Run,
 )
-from django_saga.steps import CircuitBreaker, StepType, _current
+from django_saga.machine import Action
+from django_saga.steps import CircuitBreaker, CurrentStep, StepType, _current
 from django_saga.timeouts import time_limit
 
 logger = logging.getLogger("django_saga.drivers")
@@ -76,17 +76,24 @@ def _do(ask: Any) -> Any:
     match ask:
         case Do():
             return ask.function()
-        case Resolve():
-            return _resolve(ask)
         case Call():
             return _call(ask)
         case CallInside():
-            return _call_inside(ask)
+            return _call_inside(ask, _resolve(ask.call))
         case Pause():
             return time.sleep(ask.seconds)
         case Announce():
             signal = getattr(signals, ask.name)
             _log_faults(ask, signal.send_robust(type(ask.run.saga), **_payload(ask)))
+
+
+def _made(ask: Call) -> Any:
+    """The handler, from the container or just made; where that is async, what to await for it."""
+    container = ask.run.saga.container
+    try:
+        return container.resolve(ask.step) if container is not None else _make(ask.step)
+    except Exception as error:
+        raise HandlerRaised(error) from error
 
 
 def _make(step: StepType) -> Any:
@@ -99,21 +106,36 @@ def _make(step: StepType) -> Any:
         ) from error
 
 
-def _resolve(ask: Resolve) -> Any:
+async def _awaited(awaitable: Awaitable[Any]) -> Any:
     try:
-        if ask.container is None:
-            return _make(ask.step)
-        handler = ask.container.resolve(ask.step)
-        return async_to_sync(_awaited)(handler) if inspect.isawaitable(handler) else handler
+        return await awaitable
     except Exception as error:
         raise HandlerRaised(error) from error
 
 
+def _method(ask: Call, handler: Any) -> Callable[[Any], Any]:
+    method = handler.act if ask.info.action is Action.ACT else handler.compensate
+    return method  # type: ignore[no-any-return]
+
+
+def _resolve(ask: Call) -> Callable[[Any], Any]:
+    handler = _made(ask)
+    if inspect.isawaitable(handler):
+        handler = async_to_sync(_awaited)(handler)
+    return _method(ask, handler)
+
+
+async def _aresolve(ask: Call) -> Callable[[Any], Any]:
+    handler = _made(ask)
+    return _method(ask, await _awaited(handler) if inspect.isawaitable(handler) else handler)
+
+
 def _call(ask: Call) -> Any:
-    if not _is_async(ask.method):
-        return call_handler(ask)
+    method = _resolve(ask)
+    if not _is_async(method):
+        return call_handler(ask, method)
     try:
-        return async_to_sync(call_async_handler)(ask)
+        return async_to_sync(call_async_handler)(ask, method)
     except HandlerRaised:
         raise
     except BaseException:
@@ -122,10 +144,10 @@ def _call(ask: Call) -> Any:
         raise
 
 
-def _call_inside(ask: CallInside) -> Any:
+def _call_inside(ask: CallInside, method: Callable[[Any], Any]) -> Any:
     try:
         with ask.transaction():
-            answer = call_handler(ask.call), ask.checkpoint()
+            answer = call_handler(ask.call, method), ask.checkpoint()
         return answer
     except (HandlerRaised, StorageUnavailable, LeaseLost):
         raise
@@ -134,22 +156,22 @@ def _call_inside(ask: CallInside) -> Any:
         raise HandlerRaised(error) from error
 
 
-def call_handler(ask: Call) -> Any:
+def call_handler(ask: Call, method: Callable[[Any], Any]) -> Any:
     """Call a sync handler, in whatever thread this is."""
     if time.monotonic() - ask.run.renewed_at > ask.run.lease:
         raise LeaseLost(
             f"Saga execution {ask.run.id}: its lease ran out while step {ask.info.step} waited "
             "for a thread."
         )
-    ask = _from_now(ask)
-    current = _current.set(ask.info)
+    info, timeout = _begun(ask), ask.step.timeout
+    current = _current.set(info)
     try:
-        with _guarded(ask.breaker), time_limit(ask.timeout):
-            response = ask.method(ask.run.context)
-        if inspect.isawaitable(response):
+        with _guarded(ask.breaker), time_limit(timeout):
+            response = method(ask.run.context)
+        if response is not None and inspect.isawaitable(response):
             _close(response)
             raise InvalidDefinition(
-                f"{ask.info.action} of step {ask.info.step} returned an awaitable; "
+                f"{info.action} of step {info.step} returned an awaitable; "
                 "declare it with async def."
             )
     except Exception as error:
@@ -157,26 +179,24 @@ def call_handler(ask: Call) -> Any:
     finally:
         _current.reset(current)
         ask.run.until = None
-    remaining = ask.info.remaining
-    if remaining == 0:
+    if info.remaining == 0:
         logger.warning(
             "Saga %s: %s of step %s took longer than its timeout of %s s, and is done",
-            ask.info.saga_id,
-            ask.info.action,
-            ask.info.step,
-            ask.timeout,
+            info.saga_id,
+            info.action,
+            info.step,
+            timeout,
         )
     return response
 
 
-async def call_async_handler(ask: Call) -> Any:
+async def call_async_handler(ask: Call, method: Callable[[Any], Any]) -> Any:
     """Call an async handler, in whatever loop this is."""
-    ask = _from_now(ask)
-    current = _current.set(ask.info)
+    current = _current.set(_begun(ask))
     try:
         with _guarded(ask.breaker):
-            async with asyncio.timeout(ask.timeout):
-                return await ask.method(ask.run.context)
+            async with asyncio.timeout(ask.step.timeout):
+                return await method(ask.run.context)
     except Exception as error:
         raise HandlerRaised(error) from error
     finally:
@@ -184,20 +204,24 @@ async def call_async_handler(ask: Call) -> Any:
         ask.run.until = None
 
 
-def _from_now(ask: Call) -> Call:
-    """The same call, its timeout counted from now: it may have waited for a thread."""
-    if ask.timeout is None:
-        return ask
-    ask.run.until = time.monotonic() + ask.timeout
-    return ask._replace(info=replace(ask.info, deadline=ask.run.until))
+def _begun(ask: Call) -> CurrentStep:
+    """What the handler is told; its timeout counts from now: the call may have waited."""
+    if ask.step.timeout is None:
+        return ask.info
+    ask.run.until = time.monotonic() + ask.step.timeout
+    return replace(ask.info, deadline=ask.run.until)
+
+
+def _guarded(breaker: CircuitBreaker | None) -> AbstractContextManager[None]:
+    return _UNGUARDED if breaker is None else _broken_by(breaker)
+
+
+_UNGUARDED = nullcontext()
 
 
 @contextmanager
-def _guarded(breaker: CircuitBreaker | None) -> Iterator[None]:
+def _broken_by(breaker: CircuitBreaker) -> Iterator[None]:
     """Let a circuit breaker see the call; the handler's own error stays what the saga sees."""
-    if breaker is None:
-        yield
-        return
     entered, raised = False, None
     try:
         with breaker.calling():
@@ -279,16 +303,16 @@ class AsyncDriver:
                 return ask.function()
             case Do():
                 return await self._finished(ask.function)
-            case Resolve():
-                return await _aresolve(ask)
             case Call():
                 self._take(ask.run)
-                if _is_async(ask.method):
-                    return await call_async_handler(ask)
-                return await self._finished(partial(call_handler, ask))
+                method = await _aresolve(ask)
+                if _is_async(method):
+                    return await call_async_handler(ask, method)
+                return await self._finished(partial(call_handler, ask, method))
             case CallInside():
                 self._take(ask.call.run)
-                return await self._finished(partial(_call_inside, ask))
+                method = await _aresolve(ask.call)
+                return await self._finished(partial(_call_inside, ask, method))
             case Pause():
                 await self._sleep(ask.seconds)
             case Announce():
@@ -337,25 +361,11 @@ class AsyncDriver:
             self._pause = None
 
 
-async def _aresolve(ask: Resolve) -> Any:
-    try:
-        if ask.container is None:
-            return _make(ask.step)
-        handler = ask.container.resolve(ask.step)
-        return await handler if inspect.isawaitable(handler) else handler
-    except Exception as error:
-        raise HandlerRaised(error) from error
-
-
 def _is_async(method: Any) -> bool:
     return _is_coroutine_function(getattr(method, "__func__", method))
 
 
 _is_coroutine_function = lru_cache(maxsize=1024)(inspect.iscoroutinefunction)
-
-
-async def _awaited(awaitable: Awaitable[T]) -> T:
-    return await awaitable
 
 
 def _close(awaitable: Any) -> None:

@@ -36,25 +36,17 @@ class Do(NamedTuple):
     blocking: bool
 
 
-class Resolve(NamedTuple):
-    """Have the container make a handler."""
-
-    container: Any
-    step: StepType
-
-
 class Call(NamedTuple):
-    """Call a handler; the answer is its response, its error comes as :class:`HandlerRaised`."""
+    """Make a handler and call it: the answer is its response, its error :class:`HandlerRaised`."""
 
     run: Run
-    method: Callable[[Any], Any]
+    step: StepType
     info: CurrentStep
-    timeout: float | None
     breaker: CircuitBreaker | None
 
 
 class CallInside(NamedTuple):
-    """Call a sync handler in the transaction that ``checkpoint`` then completes.
+    """As :class:`Call`, of a sync handler in the transaction that ``checkpoint`` then completes.
 
     The answer is the response and what ``checkpoint`` returned.
     """
@@ -78,7 +70,7 @@ class Announce(NamedTuple):
     record: SagaStepRecord | None
 
 
-Ask = Do | Resolve | Call | CallInside | Pause | Announce
+Ask = Do | Call | CallInside | Pause | Announce
 Flow = Generator[Ask, Any, T]
 
 

@@ -35,22 +35,26 @@ class Keeper:
 
     def watch(self, run: Run) -> None:
         """Keep the run's lease, at most while ``run.until`` is not past."""
-        with self._lock:
-            if self._thread is None:
-                self._interval = run.lease / 6
-                thread = threading.Thread(target=self._keep, name="django-saga-keeper", daemon=True)
-                thread.start()
-                self._thread = thread  # only now: starting it may fail
-            elif run.lease / 6 < self._interval:
-                self._interval = run.lease / 6
-                self._sooner.set()
-            self._watched[id(run)] = run
-            if time.monotonic() - run.renewed_at > run.lease / 3:
-                self._sooner.set()
+        # No lock: the thread says that it ends before it looks here once more.
+        self._watched[id(run)] = run
+        late = time.monotonic() - run.renewed_at > run.lease / 3
+        if late or self._thread is None or run.lease / 6 < self._interval:
+            self._attend(run.lease / 6)
 
     def forget(self, run: Run) -> None:
         """The handler has returned."""
         self._watched.pop(id(run), None)
+
+    def _attend(self, interval: float) -> None:
+        with self._lock:
+            if self._thread is None:
+                self._interval = interval
+                thread = threading.Thread(target=self._keep, name="django-saga-keeper", daemon=True)
+                thread.start()
+                self._thread = thread  # only now: starting it may fail
+            else:
+                self._interval = min(interval, self._interval)
+                self._sooner.set()
 
     def _keep(self) -> None:
         idle = 0
@@ -61,7 +65,9 @@ class Keeper:
                 idle = 0 if self._watched else idle + 1
                 if idle > 6:
                     self._thread = None
-                    return
+                    if not self._watched:
+                        return
+                    self._thread, idle = threading.current_thread(), 0
                 watched = list(self._watched.values())
             self._renew(watched)
 
@@ -70,7 +76,9 @@ class Keeper:
         groups: dict[tuple[SagaStorage, float], list[Run]] = {}
         for run in watched:
             until = run.until
-            if now - run.renewed_at > run.lease / 3 and (until is None or now < until):
+            if not run.leased:  # whoever drove it was interrupted before it could forget it
+                self.forget(run)
+            elif now - run.renewed_at > run.lease / 3 and (until is None or now < until):
                 groups.setdefault((run.storage, run.lease), []).append(run)
         try:
             for (storage, lease), runs in groups.items():

@@ -90,7 +90,7 @@ class StepRules(Struct, frozen=True, kw_only=True):
     atomic: bool = False
 
 
-class Error(Struct, frozen=True):
+class Error(Struct, frozen=True, gc=False):
     """An error as it is stored."""
 
     type: str
@@ -98,7 +98,7 @@ class Error(Struct, frozen=True):
     traceback: str = ""
 
 
-class Effect(Struct, frozen=True, array_like=True):
+class Effect(Struct, frozen=True, array_like=True, gc=False):
     """An act that has, or may have, an effect, in the order in which acts began."""
 
     step: str
@@ -109,7 +109,7 @@ class Effect(Struct, frozen=True, array_like=True):
 Plan = tuple[tuple[str, ...], ...]  # each entry: (step,) or (step, its fallback)
 
 
-class State(Struct, frozen=True, kw_only=True):
+class State(Struct, frozen=True, kw_only=True, gc=False):
     """All that decides how an execution goes on; every field is stored on its row."""
 
     status: Status
@@ -133,7 +133,7 @@ class State(Struct, frozen=True, kw_only=True):
         return self.status in ACTIVE
 
 
-class Record(Struct, frozen=True, kw_only=True):
+class Record(Struct, frozen=True, kw_only=True, gc=False):
     """One finished attempt: a row of the history."""
 
     step: str
@@ -143,7 +143,7 @@ class Record(Struct, frozen=True, kw_only=True):
     error: Error | None = None
 
 
-class Report(Struct, frozen=True, kw_only=True):
+class Report(Struct, frozen=True, kw_only=True, gc=False):
     """What an attempt came to, as its driver saw it."""
 
     outcome: Outcome
@@ -154,7 +154,7 @@ class Report(Struct, frozen=True, kw_only=True):
     falls_back: bool = True  # the error is one that the step's Fallback stands in for
 
 
-class Transition(Struct, frozen=True, kw_only=True):
+class Transition(Struct, frozen=True, kw_only=True, gc=False):
     """A change of state, to be made durable in one checkpoint and then announced."""
 
     state: State
@@ -383,7 +383,10 @@ def _effects_if_lost(state: State, rules: StepRules | None) -> tuple[Effect, ...
 
 
 def _position(state: State) -> int:
-    return next(i for i, entry in enumerate(state.plan) if state.step in entry)
+    for position, entry in enumerate(state.plan):
+        if state.step in entry:
+            return position
+    raise ValueError(f"{state.step!r} is not in the plan")
 
 
 def _fallback(state: State) -> str | None:

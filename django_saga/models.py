@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import msgspec
 from django.db import models
+from django.db.models.base import ModelState
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
@@ -127,9 +128,12 @@ class SagaExecution(models.Model):
     @classmethod
     def of(cls, alias: str | None, columns: Mapping[str, Any], state: State) -> SagaExecution:
         """An instance as if read from the row, without reading it; what is not given is None."""
-        known = {**columns, **columns_of(state), "effects": msgspec.to_builtins(state.effects)}
-        names = _column_names()
-        return cls.from_db(alias, names, [known.get(name) for name in names])
+        # Model.from_db sets each field by itself and sends two signals; one is built for each run.
+        execution = cls.__new__(cls)
+        execution.__dict__.update(_unknown(), _state=ModelState(), **columns)
+        execution._state.adding, execution._state.db = False, alias
+        execution.assign(state)
+        return execution
 
     def assign(self, state: State) -> None:
         """Take over the columns that a checkpoint of this state wrote."""
@@ -142,8 +146,8 @@ class SagaExecution(models.Model):
 
 
 @cache
-def _column_names() -> list[str]:
-    return [field.attname for field in SagaExecution._meta.concrete_fields]
+def _unknown() -> dict[str, None]:
+    return dict.fromkeys(field.attname for field in SagaExecution._meta.concrete_fields)
 
 
 def columns_of(state: State) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get
 from uuid import UUID
 
 from asgiref.sync import sync_to_async
+from django.apps import apps
 from django.utils.module_loading import import_string
 
 from django_saga import engine, machine, registry
@@ -31,7 +32,10 @@ class _DefaultName:
     """App label and class name, asked for only once the apps are known."""
 
     def __get__(self, instance: object, owner: type[Saga[Any]]) -> str:
-        return registry.default_name(owner)
+        name = registry.default_name(owner)
+        if apps.apps_ready:
+            owner.name = name
+        return name
 
 
 class Saga(Generic[ContextT]):

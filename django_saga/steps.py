@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, get_args, get_origin
 from uuid import UUID
 
+from msgspec import Struct
+
 from django_saga.context import SagaContext
 from django_saga.exceptions import InvalidDefinition, SagaError
 from django_saga.machine import ONCE, Action, Outcome, Retry, StepRules
@@ -89,8 +91,7 @@ class Fallback:
     circuit_breaker: CircuitBreaker | None = None
 
 
-@dataclass(frozen=True)
-class SagaStepResult:
+class SagaStepResult(Struct, frozen=True):
     """A step that is done, as the iteration of a transaction yields it."""
 
     step_type: StepType
@@ -98,8 +99,7 @@ class SagaStepResult:
     saga_id: UUID
 
 
-@dataclass(frozen=True, slots=True)
-class CurrentStep:
+class CurrentStep(Struct, frozen=True):
     """The call that is being made, as :func:`current_step` tells it to the handler."""
 
     saga_id: UUID
@@ -109,7 +109,7 @@ class CurrentStep:
     """From 1 up; interrupted attempts count."""
     act_outcome: Outcome | None
     """In ``compensate``: DONE, or UNKNOWN when nobody knows whether the act had its effect."""
-    deadline: float | None
+    deadline: float | None = None
     """When the step's timeout is over, on the clock of :func:`time.monotonic`."""
 
     @property

@@ -8,7 +8,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import _GeneratorContextManager, contextmanager
+from contextlib import (
+    AbstractContextManager,
+    _GeneratorContextManager,
+    contextmanager,
+    nullcontext,
+)
 from types import FrameType
 
 # Code that must not be left half-way: it would leave a connection that lies about its transaction.
@@ -23,8 +28,7 @@ class StepTimedOut(BaseException):
     """Not an Exception, so that no ``except Exception`` of a handler takes it for its own."""
 
 
-@contextmanager
-def time_limit(seconds: float | None) -> Iterator[None]:
+def time_limit(seconds: float | None) -> AbstractContextManager[None]:
     """Raise TimeoutError out of the block after ``seconds``.
 
     Works in the main thread, unless somebody else's SIGALRM is due before; elsewhere it does
@@ -32,10 +36,16 @@ def time_limit(seconds: float | None) -> Iterator[None]:
     drivers is never interrupted: the alarm waits until it has returned.
     """
     if seconds is None or not _can_interrupt(seconds):
-        yield
-        return
-    others, began = signal.getitimer(signal.ITIMER_REAL)[0], time.monotonic()
+        return _UNLIMITED
+    return _alarm(seconds)
 
+
+_UNLIMITED = nullcontext()
+
+
+@contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    others, began = signal.getitimer(signal.ITIMER_REAL)[0], time.monotonic()
     over: list[bool] = []
 
     def ring(_signal: int, frame: FrameType | None) -> None:

@@ -32,7 +32,7 @@ class Claim(Struct):
     execution: SagaExecution | None = None  # the row, where it was read or asked for
 
 
-class Checkpoint(Struct, frozen=True, kw_only=True):
+class Checkpoint(Struct, frozen=True, kw_only=True, gc=False):
     """One transition, and what goes with it on the row; all times in seconds from now."""
 
     id: UUID
@@ -46,7 +46,7 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
     grace: float | None = None  # recovery leaves it alone until then
 
 
-class Saved(Struct, frozen=True):
+class Saved(Struct, frozen=True, gc=False):
     """What a checkpoint left behind."""
 
     at: datetime  # the storage's clock, UTC
