@@ -38,8 +38,10 @@ START_SECONDS = 30
 def pytest_load_initial_conftests() -> Iterator[None]:
     # A wrapper comes before every plain implementation, so before pytest-django's.
     atexit.register(stop)
-    # A job that is told to end must not leave its servers behind: end it as Ctrl-C does.
+    # A job that is told to end must not leave its servers behind: end it as Ctrl-C does. And a
+    # shell's background job ignores Ctrl-C, as would every process that a test starts there.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     start()
     return (yield)
 
