@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from tests.faults.options import FIGURES, Figures, Size
+
+
+@pytest.fixture
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether this is the full run, whose figures go into the docs."""
+    return bool(request.config.getoption("--full"))
+
+
+@pytest.fixture
+def size(request: pytest.FixtureRequest, full: bool) -> Size:
+    """How many of something: ``size("kills", everyday=15, full=500)``; ``--size kills=50`` rules."""
+    given = dict(pair.split("=", 1) for pair in request.config.getoption("--size"))
+
+    def choose(name: str, everyday: int, full_run: int) -> int:
+        return int(given.get(name, full_run if full else everyday))
+
+    return choose
+
+
+@pytest.fixture
+def dice(request: pytest.FixtureRequest) -> random.Random:
+    """Random choices that ``--seed`` repeats, each test with its own."""
+    seed = request.config.getoption("--seed")
+    return random.Random(f"{seed} {request.node.name}")
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Adds to what the battery reports: ``figure("kill", points=12, violations=0)``."""
+    figures: Figures = request.config.stash[FIGURES]
+
+    def add(battery: str, **numbers: float) -> None:
+        for name, number in numbers.items():
+            figures[battery][name] += number
+
+    return add
