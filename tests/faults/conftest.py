@@ -16,7 +16,7 @@ def full(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture
 def size(request: pytest.FixtureRequest, full: bool) -> Size:
-    """How many of something: ``size("kills", everyday=15, full=500)``; ``--size kills=50`` rules."""
+    """How many: ``size("kills", everyday=15, full_run=500)``; ``--size kills=50`` rules."""
     given = dict(pair.split("=", 1) for pair in request.config.getoption("--size"))
 
     def choose(name: str, everyday: int, full_run: int) -> int:
