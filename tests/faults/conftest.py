@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.faults.children import Nursery
+from tests.faults.ledger import Ledger
 from tests.faults.options import FIGURES, Figures, Size
 
 
@@ -42,3 +44,27 @@ def figure(request: pytest.FixtureRequest) -> Callable[..., None]:
             figures[battery][name] += number
 
     return add
+
+
+@pytest.fixture(scope="session")
+def ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ledger]:
+    """The witness of this run."""
+    ledger = Ledger(tmp_path_factory.mktemp("ledger"))
+    yield ledger
+    ledger.end()
+
+
+@pytest.fixture(scope="session")
+def nurseries(child_environment: dict[str, str]) -> Iterator[Callable[[str], Nursery]]:
+    """What forks processes whose default database is the one of that alias."""
+    started: dict[str, Nursery] = {}
+
+    def nursery(database: str) -> Nursery:
+        if database not in started:
+            ours = {"DJANGO_SETTINGS_MODULE": "tests.recovery_settings", "RECOVER_ON": database}
+            started[database] = Nursery({**child_environment, **ours})
+        return started[database]
+
+    yield nursery
+    for one in started.values():
+        one.end()

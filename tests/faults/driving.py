@@ -1,0 +1,121 @@
+"""What the children do: drive an execution, and meet a fault at a statement."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+from uuid import UUID
+
+import rq
+from django.conf import settings
+from django.db.backends.signals import connection_created
+from django.test import override_settings
+from django_rq.queues import get_queue
+from rq.serializers import JSONSerializer
+
+from django_saga import SagaAlreadyRunning, SagaFailed, SagaNotFound, recover_saga
+from django_saga.models import SagaExecution
+from tests.faults.children import DIED
+from tests.faults.rules import SWITCH_OFF
+from tests.faults.sagas import CASES, Trial, tell_the_ledger
+
+FAULTS = {
+    "die": lambda: os._exit(DIED),
+    "freeze": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+}
+RUNNERS = ("sync", "async", "rq")
+
+
+class Fault:
+    """Something done before or after the n-th SQL statement of this process, in any thread."""
+
+    def __init__(self, at: int, after: bool, kind: str) -> None:
+        self.left, self.after, self.strike = at, after, FAULTS[kind]
+
+    def __call__(
+        self, execute: Callable[..., Any], sql: str, params: Any, many: bool, context: Any
+    ) -> Any:
+        self.left -= 1
+        here = self.left == 0
+        if here and not self.after:
+            self.strike()
+        answer = execute(sql, params, many, context)
+        if here and self.after:
+            self.strike()
+        return answer
+
+    def install(self) -> None:
+        """Have it meet the statements of every connection that is opened from now on."""
+        connection_created.connect(self._meet, weak=False)
+
+    def _meet(self, connection: Any, **_: object) -> None:
+        connection.execute_wrappers.append(self)
+
+
+def drive(
+    saga: str,
+    saga_id: str,
+    ledger: str,
+    runner: str = "sync",
+    queue: str = "sagas",
+    fault: list[Any] | None = None,
+    without: str = "",
+) -> None:
+    """Run a saga; ``fault`` is the arguments of a :class:`Fault`, ``without`` names a rule."""
+    begin(ledger, fault, without)
+    made, context = CASES[saga].saga(), Trial(ledger)
+    with suppress(SagaFailed):
+        if runner == "sync":
+            made.run(context, saga_id=UUID(saga_id))
+        elif runner == "async":
+            asyncio.run(_arun(made, context, UUID(saga_id)))
+        else:
+            with rq_settings(queue):
+                made.enqueue(context, saga_id=UUID(saga_id))
+                work(queue)
+
+
+async def _arun(saga: Any, context: Trial, saga_id: UUID) -> None:
+    await saga.arun(context, saga_id=saga_id)
+
+
+def recover(saga_id: str, ledger: str, fault: list[Any] | None = None, without: str = "") -> None:
+    """Drive an execution on, its lease being past; one that was never stored is no fault."""
+    begin(ledger, fault, without)
+    with suppress(SagaNotFound, SagaAlreadyRunning):
+        recover_saga(saga_id)
+
+
+def begin(ledger: str, fault: list[Any] | None, without: str) -> None:
+    tell_the_ledger(ledger)
+    if without:
+        SWITCH_OFF[without]()
+    if fault is not None:
+        Fault(*fault).install()
+
+
+def rq_settings(queue: str) -> override_settings:
+    """Sagas are handed to that queue."""
+    url = settings.RQ_QUEUES["default"]["URL"]
+    ours = {**settings.DJANGO_SAGA, "BACKEND": "rq", "QUEUE": queue}
+    return override_settings(DJANGO_SAGA=ours, RQ_QUEUES={queue: {"URL": url}})
+
+
+def work(queue: str) -> None:
+    """Be a simple worker until the queue is empty."""
+    queues = [get_queue(queue, serializer=JSONSerializer)]
+    connection = queues[0].connection
+    worker = rq.SimpleWorker(queues, connection=connection, serializer=JSONSerializer)
+    worker.work(burst=True, logging_level="ERROR")
+
+
+def expire(saga_id: UUID, database: str) -> None:
+    """As if the lease had run out, and with it every wait."""
+    past = "2020-01-01T00:00:00Z"
+    rows = SagaExecution.objects.using(database).filter(pk=saga_id)
+    rows.filter(lease_until__isnull=False).update(lease_until=past)
+    rows.update(grace_until=None)
