@@ -8,6 +8,7 @@ import pytest
 from tests.faults.children import Nursery
 from tests.faults.ledger import Ledger
 from tests.faults.options import FIGURES, Figures, Size
+from tests.faults.victims import Victim
 
 
 @pytest.fixture
@@ -68,3 +69,11 @@ def nurseries(child_environment: dict[str, str]) -> Iterator[Callable[[str], Nur
     yield nursery
     for one in started.values():
         one.end()
+
+
+@pytest.fixture(params=["default", "sqlite"])
+def victim(
+    request: pytest.FixtureRequest, nurseries: Callable[[str], Nursery], ledger: Ledger
+) -> Callable[..., Victim]:
+    """A new execution, on each database; without a rule, if one is named."""
+    return lambda *rule: Victim(nurseries(request.param), request.param, ledger, *rule)
