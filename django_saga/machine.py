@@ -211,8 +211,7 @@ def settle(state: State, report: Report, rules: StepRules) -> Transition:
 
 def turn_back(state: State, error: Error) -> Transition:
     """The consumer of a transaction raised between two steps: compensate what is done."""
-    failed = replace(state, failed_step="", error=error, in_flight=False)
-    return _transition(_compensate_next(failed), before=state)
+    return _transition(_compensate_next(replace(state, error=error)), before=state)
 
 
 def stick(
@@ -255,8 +254,8 @@ def needed_steps(state: State) -> tuple[str, ...]:
     if state.status is Status.COMPENSATING:
         return undo
     here, *ahead = state.plan[_position(state) :]
-    ahead.insert(0, here[here.index(state.step) :])  # a step is over once its fallback acts
-    return undo + tuple(name for entry in ahead for name in entry)
+    here = here[here.index(state.step) :]  # a step is over once its fallback acts
+    return undo + tuple(name for entry in (here, *ahead) for name in entry)
 
 
 # An act has ended
@@ -310,7 +309,7 @@ def _fall_back(state: State, fallback: str) -> State:
 
 def _settle_compensate(state: State, report: Report, rules: StepRules) -> Transition:
     record = _record(state, report.outcome, report.error)
-    after = replace(state, context=report.context, recoveries=0, in_flight=False)
+    after = replace(state, context=report.context, recoveries=0)
     if report.outcome is not Outcome.DONE:
         retry = _retry(after, report, rules.compensation_retry, record)
         if retry is not None:

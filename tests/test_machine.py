@@ -121,6 +121,7 @@ def test_a_first_step_that_fails_ends_the_saga_at_once() -> None:
     failed = settle(machine.start(ABC, "{}"), FAILED)
     assert place(failed.state) == ("FAILED", "compensate", "", 0)
     assert failed.events == ("step_failed", "saga_compensating", "saga_failed")
+    assert failed.state.in_flight is False
 
 
 def test_a_step_whose_outcome_is_unknown_is_compensated_first() -> None:
@@ -187,6 +188,7 @@ def test_a_consumers_error_compensates_what_is_done_and_not_what_never_began() -
     assert place(turned.state) == ("COMPENSATING", "compensate", "B", 1)
     assert [effect.step for effect in turned.state.effects] == ["A", "B"]
     assert (turned.state.failed_step, turned.state.error) == ("", Error("ValueError", "consumer"))
+    assert turned.state.in_flight is True
     assert turned.record is None
     assert turned.events == ("saga_compensating",)
 
@@ -300,7 +302,7 @@ def test_a_wait_grows_by_the_backoff_up_to_its_limit(
         {"backoff": 0.5},
         {"backoff": float("nan")},
         {"max_delay": -1},
-        {"max_delay": 400 * 86400},
+        {"max_delay": 366 * 86400 + 1},
         {"max_delay": float("inf")},
         {"max_delay": float("nan")},
     ],
@@ -308,6 +310,12 @@ def test_a_wait_grows_by_the_backoff_up_to_its_limit(
 def test_a_retry_of_impossible_values_is_refused_and_shown(values: dict[str, Any]) -> None:
     with pytest.raises(InvalidDefinition, match=r"Retry\(.*must be"):
         Retry(**values)
+
+
+def test_a_retry_may_wait_always_as_long_or_not_at_all_or_a_year() -> None:
+    assert Retry(backoff=1).delay_after(9) == 1.0
+    assert Retry(max_delay=0).delay_after(9) == 0.0
+    assert Retry(delay=10**9, max_delay=366 * 86400).delay_after(1) == 366 * 86400
 
 
 # Abort
@@ -396,9 +404,11 @@ def test_an_undone_primary_is_not_undone_again_when_the_saga_fails_later() -> No
 
 
 def test_a_primary_that_cannot_be_undone_gets_no_fallback_and_ends_stuck() -> None:
-    state = after(primary(), UNKNOWN, FAILED)
+    unknown = after(primary(), UNKNOWN)
+    late = Error("ConnectionError", "it could not be undone")
+    state = settle(unknown, FAILED, error=late).state
     assert place(state) == ("COMPENSATING", "compensate", "A", 1)
-    assert state.failed_step == "P"
+    assert (state.failed_step, state.error) == ("P", late)
     stuck = after(state, DONE)
     assert stuck.status is Status.STUCK
     assert "P" in stuck.stuck_reason
@@ -418,6 +428,30 @@ def test_an_error_that_the_fallback_does_not_stand_in_for_turns_the_saga_back() 
         "A",
         1,
     )
+
+
+def test_a_fallback_has_a_budget_of_its_own() -> None:
+    twice = StepRules(retry=Retry(attempts=2, delay=0))
+    state = after(primary(), FAILED, FAILED, rules=twice)
+    assert place(state) == ("RUNNING", "act", "F", 1)
+    assert place(after(state, FAILED, rules=twice)) == ("RUNNING", "act", "F", 2)
+
+
+def test_what_is_found_out_of_a_fallback_says_nothing_of_its_primary() -> None:
+    twice = StepRules(retry=Retry(attempts=2, delay=0))
+    state = after(primary(), UNKNOWN, DONE)
+    state = after(state, UNKNOWN, DONE, rules=twice)
+    assert state.effects[1:] == (Effect("P", UNKNOWN, DONE), Effect("F", DONE))
+
+
+def test_without_a_context_to_restore_a_fallback_goes_on_with_what_there_is() -> None:
+    undoing = replace(after(primary(), UNKNOWN), fallback_context=None)
+    assert settle(undoing, DONE, context='"kept"').state.context == '"kept"'
+
+
+def test_a_compensation_stores_its_context() -> None:
+    state = after(machine.start(ABC, "{}"), DONE, DONE, FAILED)
+    assert settle(state, DONE, context='"undone"').state.context == '"undone"'
 
 
 def test_a_fallback_has_no_fallback_and_is_compensated_like_any_step() -> None:
@@ -441,6 +475,8 @@ def test_compensation_goes_on_past_a_failing_one_and_ends_stuck_naming_it() -> N
     past = settle(state, FAILED)
     assert place(past.state) == ("COMPENSATING", "compensate", "A", 1)
     assert past.events == ("step_failed",)
+    assert past.record is not None
+    assert past.record.error == WHY
     stuck = settle(past.state, DONE)
     assert stuck.state.status is Status.STUCK
     assert "B" in stuck.state.stuck_reason
@@ -448,7 +484,8 @@ def test_compensation_goes_on_past_a_failing_one_and_ends_stuck_naming_it() -> N
     assert machine.standing(stuck.state) == (Effect("B", DONE, FAILED),)
     assert stuck.events == ("step_compensated", "saga_stuck")
     assert (stuck.state.failed_step, stuck.state.error) == ("C", WHY)
-    assert not stuck.state.in_flight
+    assert place(stuck.state) == ("STUCK", "compensate", "B", 1)
+    assert stuck.state.in_flight is False
 
 
 @pytest.mark.parametrize("outcome", [FAILED, UNKNOWN])
@@ -525,6 +562,10 @@ def test_what_was_in_flight_when_the_definition_was_lost_stands_in_doubt() -> No
     stuck = machine.stick(state, "no B any more")
     assert stuck.state.status is Status.STUCK
     assert stuck.state.stuck_reason == "no B any more"
+    assert (stuck.state.in_flight, stuck.state.error) == (
+        False,
+        Error("SagaStuck", "no B any more"),
+    )
     assert machine.standing(stuck.state) == (Effect("A", DONE), Effect("B", UNKNOWN))
     assert stuck.events == ("saga_stuck",)
 
@@ -583,8 +624,14 @@ def test_an_operators_retry_with_nothing_to_undo_ends_the_saga() -> None:
 
 def test_going_forward_needs_the_steps_ahead_and_those_to_undo() -> None:
     state = machine.start(PF, "{}")
-    assert set(machine.needed_steps(state)) == {"A", "P", "F", "C"}
-    assert set(machine.needed_steps(after(state, DONE, DONE))) == {"A", "P", "C"}
+    assert machine.needed_steps(state) == ("A", "P", "F", "C")
+    assert machine.needed_steps(after(state, DONE, DONE)) == ("A", "P", "C")
+
+
+def test_a_step_that_is_not_in_the_plan_is_named() -> None:
+    astray = replace(machine.start(ABC, "{}"), step="X")
+    with pytest.raises(ValueError, match="'X' is not in the plan"):
+        machine.needed_steps(astray)
 
 
 def test_a_step_that_its_fallback_stands_in_for_is_not_needed_any_more() -> None:

@@ -5,9 +5,12 @@ A pytest plugin, loaded with ``-p`` so that every run knows the options.
 
 from __future__ import annotations
 
-import json
+import csv
+import os
+import platform
 import random
 from collections import defaultdict
+from datetime import date
 from pathlib import Path
 from typing import Protocol
 
@@ -26,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--full", action="store_true", help="run them in full (hours)")
     group.addoption("--seed", type=int, help="repeat the random choices of the run with this seed")
     group.addoption("--size", action="append", default=[], metavar="NAME=N", help="a size")
-    group.addoption("--figures", type=Path, metavar="FILE", help="add the figures to this JSON")
+    group.addoption("--figures", type=Path, metavar="FILE", help="note the figures in this CSV")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -44,9 +47,24 @@ def pytest_terminal_summary(
 ) -> None:
     figures = config.stash[FIGURES]
     for battery, numbers in sorted(figures.items()):
-        told = ", ".join(f"{number:g} {name}" for name, number in numbers.items())
-        terminalreporter.write_line(f"{battery}: {told}")
-    file = config.option.figures
-    if file is not None and figures:
-        known = json.loads(file.read_text()) if file.exists() else {}
-        file.write_text(json.dumps({**known, **figures}, indent=2, sort_keys=True) + "\n")
+        terminalreporter.write_line(f"{battery}: {told(numbers)}")
+    if config.option.figures is not None:
+        note(figures, config.option.figures)
+
+
+def told(numbers: dict[str, float]) -> str:
+    return ", ".join(f"{number:,g} {name}" for name, number in numbers.items())
+
+
+def note(figures: Figures, file: Path) -> None:
+    """Put them into the table, in the place of what an earlier run of the same batteries said."""
+    known: dict[str, list[str]] = {}
+    if file.exists():
+        with file.open(newline="") as table:
+            known = {row[0]: row for row in csv.reader(table)}
+    where = f"{date.today()}, Python {platform.python_version()}, {os.cpu_count()} cores"
+    ours = {battery: [battery, told(numbers), where] for battery, numbers in figures.items()}
+    with file.open("w", newline="") as table:
+        csv.writer(table, lineterminator="\n").writerows(
+            row for _, row in sorted({**known, **ours}.items())
+        )
