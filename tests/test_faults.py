@@ -227,6 +227,37 @@ def test_a_checkpoint_that_alone_fails_is_given_up(calls: Calls, settings: Any) 
     assert calls == ["act A"]
 
 
+def test_what_another_driver_stored_meanwhile_is_not_taken_for_ones_own(calls: Calls) -> None:
+    """A's checkpoint is lost, and its driver freezes. Another takes over, does A again and dies
+    in B, when the row stands where the first would have put it, with one attempt of B too many."""
+    lost = False
+
+    def act(context: Log) -> None:
+        raise KeyboardInterrupt if calls.count("act B") == 1 else RuntimeError("not now")
+
+    class Meanwhile(Saga[Log]):
+        name = "tests.meanwhile"
+        steps = [make_step("A", calls), make_step("B", calls, act=act)]
+
+    def lose(execute: Callable[..., Any], sql: str, *rest: Any) -> Any:
+        nonlocal lost
+        if lost or not sql.startswith("WITH execution"):
+            return execute(sql, *rest)
+        lost = True
+        SagaExecution.objects.filter(saga=Meanwhile.name).update(lease_until=None)
+        with pytest.raises(KeyboardInterrupt):
+            recover_saga(SagaExecution.objects.get(saga=Meanwhile.name).id)
+        raise OperationalError("the connection is lost")
+
+    with connection.execute_wrapper(lose), pytest.raises(LeaseLost, match="another driver"):
+        Meanwhile().run(Log())
+    assert calls == ["act A", "act A", "act B"]
+    SagaExecution.objects.filter(saga=Meanwhile.name).update(lease_until=None)
+    execution = recover_saga(SagaExecution.objects.get(saga=Meanwhile.name).id)
+    assert execution.status == "FAILED"
+    assert calls[3:] == ["act B", "compensate B", "compensate A"]
+
+
 def test_a_row_that_was_spoilt_by_hand_does_not_stand_in_the_way_of_others(calls: Calls) -> None:
     class Spoilt(Saga[Log]):
         name = "tests.spoilt"
