@@ -57,10 +57,11 @@ class DatabaseClock(Clock):
 
         super().move(seconds)
         times = ("lease_until", "wake_at", "grace_until")
+        passed = timedelta(seconds=seconds, milliseconds=1)  # SQLite's clock has no finer ones
         for row in SagaExecution.objects.using(self._alias).filter(status__in=ACTIVE).only(*times):
             for name in times:
                 if moment := getattr(row, name):
-                    setattr(row, name, moment - timedelta(seconds=seconds))
+                    setattr(row, name, moment - passed)
             row.save(update_fields=times)
 
 
