@@ -496,6 +496,28 @@ def test_an_act_that_does_its_work_again_with_each_call_is_found(world: World) -
     assert "saga_runner.run(Saga, context, crash_at(4))" in message
 
 
+@pytest.mark.parametrize("action", ["act", "compensate"])
+@pytest.mark.parametrize("name", "ABCDE")
+def test_whichever_handler_does_more_when_it_is_called_again_is_named(
+    world: World, name: str, action: str
+) -> None:
+    """Those of fallbacks too, which no undisturbed run calls."""
+    known: set[str] = set()
+
+    def more(context: Log) -> None:
+        key = current_step().idempotency_key
+        (world.act if action == "act" else world.undo)(context)
+        if key in known:
+            world.append(":once more:")
+        known.add(key)
+
+    a, b, c, d, e = (world.step(n, **({action: more} if n == name else {})) for n in "ABCDE")
+    saga = saga_of(a, Fallback(step=b, fallback=c), Fallback(step=d, fallback=e))
+
+    with pytest.raises(AssertionError, match=rf"^{name}.{action} is not idempotent: a crash"):
+        assert_saga_is_crash_safe(saga, Log(), effects=world.effects)
+
+
 def test_an_act_that_counts_on_its_memory_of_the_first_call_is_found(world: World) -> None:
     """After a crash it holds, since the context is the stored one; called twice it does not."""
 
