@@ -174,14 +174,19 @@ class _Proof:
         if run.status is Status.STUCK or changed != right:
             faults = ", ".join(["context", *map(str, run.faults)])
             done = run.acted[-1] if run.acted else "Some step"
+            ended = f"It ended {run.status}: {run.stuck_reason}".rstrip(": ")
             raise AssertionError(
                 f"{why.replace('{done}', done)}.\n"
-                f"It ended {run.status}. {run.stuck_reason}\n"
-                f"Changed outside:      {changed!r}\n"
-                f"Should have changed:  {right!r}\n"
+                f"{ended}\n"
+                f"Changed outside:      {_told(changed)}\n"
+                f"Should have changed:  {_told(right)}\n"
                 f"What happened:        {run}\n"
                 f"See it again with:    saga_runner.run({type(self.saga).__name__}, {faults})"
             )
+
+
+def _told(change: Any) -> str:
+    return "nothing" if change is None else repr(change)
 
 
 def _unknown(step: str) -> tuple[Fault, ...]:
