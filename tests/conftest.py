@@ -50,12 +50,17 @@ def child_environment(django_db_setup: None) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def django_db_setup(
-    django_test_environment: None, django_db_blocker: DjangoDbBlocker
+    request: pytest.FixtureRequest,
+    django_test_environment: None,
+    django_db_blocker: DjangoDbBlocker,
 ) -> Iterator[None]:
     """Every database, whatever the selected tests are marked with."""
+    keep = request.config.getoption("--reuse-db")
     with django_db_blocker.unblock():
-        created = setup_databases(verbosity=0, interactive=False)
+        created = setup_databases(verbosity=0, interactive=False, keepdb=keep)
     yield
+    if keep:
+        return
     with django_db_blocker.unblock():
         with connections["default"].cursor() as cursor:
             # Threads that asgiref keeps may still hold a connection, which would block the drop.
