@@ -18,11 +18,10 @@ def report_of(error: Exception, step: StepType, fallback: Fallback | None, conte
         error=describe(error),
         retry_after=error.seconds if isinstance(error, RetryLater) else None,
         abort=isinstance(error, (Abort, InvalidDefinition)),
-        falls_back=fallback is not None
-        and (
-            not fallback.failure_exceptions
-            or isinstance(error, (*fallback.failure_exceptions, CircuitOpen))
-        ),
+        # Without a Fallback in the code, the plan of an older execution may have one all the same.
+        falls_back=fallback is None
+        or not fallback.failure_exceptions
+        or isinstance(error, (*fallback.failure_exceptions, CircuitOpen)),
     )
 
 

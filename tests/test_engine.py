@@ -307,6 +307,19 @@ def test_a_fallback_first_undoes_a_step_whose_outcome_is_unknown(
     assert calls == ["act Card", "compensate Card", "act Wallet"]
 
 
+def test_a_fallback_that_the_code_has_dropped_still_stands_in_where_the_plan_names_it(
+    storage: SagaStorage, run: Runner, calls: Calls
+) -> None:
+    card = make_step("Card", calls, act=raises(ConnectionError("down")))
+    wallet, first = make_step("Wallet", calls), make_step("A", calls)
+    transaction = adhoc(storage, first, Fallback(step=card, fallback=wallet)).transaction(Log())
+    with transaction:
+        next(iter(transaction))
+    changed = adhoc(storage, first, card, wallet)  # as retired_steps say it of both
+    assert run(changed, Log(), saga_id=transaction.saga_id).status == "COMPLETED"
+    assert calls == ["act A", "act Card", "act Wallet"]
+
+
 def test_failure_exceptions_say_what_a_fallback_stands_in_for(
     storage: SagaStorage, run: Runner, calls: Calls
 ) -> None:
