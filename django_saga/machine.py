@@ -221,6 +221,8 @@ def stick(
 
     ``rules`` are None where the step's definition is lost; its attempt then counts as unknown.
     """
+    if record is None and state.in_flight:
+        record = _record(state, Outcome.INTERRUPTED)  # its driver was lost before
     stuck = replace(
         state,
         status=Status.STUCK,

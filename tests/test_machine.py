@@ -570,6 +570,13 @@ def test_what_was_in_flight_when_the_definition_was_lost_stands_in_doubt() -> No
     assert stuck.events == ("saga_stuck",)
 
 
+def test_the_attempt_that_was_lost_with_the_definition_is_recorded_as_interrupted() -> None:
+    stuck = machine.stick(after(machine.start(ABC, "{}"), DONE), "no B any more")
+    assert stuck.record is not None
+    assert (stuck.record.step, stuck.record.outcome) == ("B", Outcome.INTERRUPTED)
+    assert machine.stick(machine.start(ABC, "{}", pending=True), "lost").record is None
+
+
 def test_what_had_not_begun_when_the_definition_was_lost_does_not_stand() -> None:
     assert machine.stick(machine.start(ABC, "{}", pending=True), "lost").state.effects == ()
     waiting = settle(machine.start(ABC, "{}"), FAILED, StepRules(retry=THRICE)).state
