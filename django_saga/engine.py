@@ -85,6 +85,8 @@ def take_over(saga: Saga[Any], claim: Claim, context: Any = None) -> Flow[Run]:
             run.context = codec.decode(claim.state.context)
         else:
             codec.restore(context, claim.state.context)
+        if claim.state.fallback_context is not None:
+            codec.decode(claim.state.fallback_context)  # a Fallback may have to go back there
         if run.leased:
             run.definition.require(machine.needed_steps(claim.state))
     except (InvalidContext, UnknownSaga) as error:

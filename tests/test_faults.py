@@ -13,7 +13,9 @@ from django.db import OperationalError, connection, connections, transaction
 from django.db.backends.utils import CursorWrapper
 
 from django_saga import (
+    Fallback,
     LeaseLost,
+    RetryLater,
     Saga,
     SagaFailed,
     SagaNotFound,
@@ -271,3 +273,23 @@ def test_a_row_that_was_spoilt_by_hand_does_not_stand_in_the_way_of_others(calls
     with pytest.raises(SagaNotFound, match="No saga execution"):
         recover_saga(bad)
     SagaExecution.objects.filter(pk=bad).delete()
+
+
+def test_a_context_to_go_back_to_that_is_spoilt_is_stuck_before_anything_is_called_again(
+    calls: Calls,
+) -> None:
+    class Waits(Saga[Log]):
+        name = "tests.waits"
+        steps = [
+            Fallback(
+                step=make_step("Card", calls, act=raises(RetryLater(3600))),
+                fallback=make_step("Wallet", calls),
+            )
+        ]
+
+    execution = Waits().run(Log())
+    rows = SagaExecution.objects.filter(pk=execution.pk)
+    assert rows.update(fallback_context='{"number": "one"}', wake_at=None) == 1
+    stuck = recover_saga(execution.pk)
+    assert (stuck.status, calls) == ("STUCK", ["act Card"])
+    assert "number" in stuck.stuck_reason
