@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from django_saga import machine
-from django_saga.checkpoints import checkpoint_of, look_again, save, saved_as
+from django_saga.checkpoints import checkpoint_of, look_again, noting, save, saved_as
 from django_saga.conf import conf
 from django_saga.errors import describe, report_of
 from django_saga.exceptions import InvalidContext, LeaseLost, StorageUnavailable
@@ -47,7 +47,7 @@ def _attempt_inside(run: Run, call: Call, began: float) -> Flow[Any]:
     made: list[Transition] = []
 
     def checkpoint() -> tuple[Transition, Saved]:
-        made.append(_settle_done(run))
+        made.append(noting(run, _settle_done(run)))
         return made[0], run.storage.checkpoint(checkpoint_of(run, made[0], began), inside=True)
 
     try:

@@ -6,8 +6,11 @@ import random
 import time
 from functools import partial
 
+from msgspec.structs import replace
+
 from django_saga.announcing import announce
 from django_saga.conf import conf
+from django_saga.definition import Definition
 from django_saga.exceptions import LeaseLost, SagaAlreadyRunning, StorageUnavailable
 from django_saga.flow import Flow, Pause, Run, driver_name
 from django_saga.machine import State, Transition
@@ -16,6 +19,7 @@ from django_saga.storage.base import Checkpoint, Saved
 
 def save(run: Run, transition: Transition, began: float | None = None) -> Flow[None]:
     """Make a transition durable, whatever the connection does meanwhile; then announce it."""
+    transition = noting(run, transition)
     saved: Saved | None = None
     deadline = time.monotonic() + conf.INLINE_WAIT
     while saved is None:
@@ -29,6 +33,19 @@ def save(run: Run, transition: Transition, began: float | None = None) -> Flow[N
             if saved is None:
                 yield Pause(random.uniform(0.05, 0.2))
     yield from saved_as(run, transition, saved)
+
+
+def noting(run: Run, transition: Transition) -> Transition:
+    """The transition, with a note whether what it puts in flight is atomic."""
+    if not transition.state.in_flight:
+        return transition
+    state = noted(transition.state, run.definition)
+    return transition if state is transition.state else replace(transition, state=state)
+
+
+def noted(state: State, definition: Definition) -> State:
+    atomic = definition.rules[state.step].atomic
+    return state if atomic is state.atomic else replace(state, atomic=atomic)
 
 
 def checkpoint_of(run: Run, transition: Transition, began: float | None) -> Checkpoint:

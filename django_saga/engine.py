@@ -15,7 +15,7 @@ from uuid import UUID
 from django_saga import machine
 from django_saga.announcing import announce
 from django_saga.attempts import attempt
-from django_saga.checkpoints import save, spacing
+from django_saga.checkpoints import noted, save, spacing
 from django_saga.conf import conf
 from django_saga.errors import describe
 from django_saga.exceptions import (
@@ -27,7 +27,7 @@ from django_saga.exceptions import (
     UnknownSaga,
 )
 from django_saga.flow import Do, Flow, Pause, Run, driver_name
-from django_saga.machine import Status
+from django_saga.machine import Status, StepRules
 from django_saga.steps import SagaStepResult
 from django_saga.storage.base import Claim
 
@@ -45,9 +45,8 @@ def start(saga: Saga[Any], context: Any, saga_id: UUID | None) -> Flow[Run]:
     """Store a new execution, already running; one that exists is resumed instead."""
     from django_saga.models import new_id
 
-    state = machine.start(
-        saga.definition.plan, saga.definition.codec.encode(context, limit=conf.CONTEXT_LIMIT)
-    )
+    encoded = saga.definition.codec.encode(context, limit=conf.CONTEXT_LIMIT)
+    state = noted(machine.start(saga.definition.plan, encoded), saga.definition)
     storage = saga.storage
     create = partial(
         storage.create,
@@ -91,20 +90,24 @@ def take_over(saga: Saga[Any], claim: Claim, context: Any = None) -> Flow[Run]:
             run.definition.require(machine.needed_steps(claim.state))
     except (InvalidContext, UnknownSaga) as error:
         if run.leased:
-            rules = run.definition.rules.get(claim.state.step)
-            yield from save(run, machine.stick(claim.state, str(error), rules))
+            yield from save(run, machine.stick(claim.state, str(error), _as_it_began(claim)))
         return run
     if run.leased and claim.state.in_flight:
-        rules = run.definition.rules[claim.state.step]
-        yield from save(run, machine.interrupt(claim.state, rules, conf.MAX_RECOVERIES))
+        lost = machine.interrupt(claim.state, _as_it_began(claim), conf.MAX_RECOVERIES)
+        yield from save(run, lost)
     return run
 
 
 def strand(claim: Claim, saga: Saga[Any], error: Exception) -> Flow[Run]:
     """End as STUCK what no code is known for any more; ``saga`` only says where it is stored."""
     run = Run(saga, claim, None)
-    yield from save(run, machine.stick(claim.state, str(error)))
+    yield from save(run, machine.stick(claim.state, str(error), _as_it_began(claim)))
     return run
+
+
+def _as_it_began(claim: Claim) -> StepRules:
+    """Whether the lost attempt was atomic: the code that began it knew, today's may differ."""
+    return StepRules(atomic=claim.state.atomic)
 
 
 # Driving

@@ -120,6 +120,7 @@ class State(Struct, frozen=True, kw_only=True, gc=False):
     attempt: int = 1  # the number of the attempt that is in flight or next
     failures: int = 0  # attempts of this action that used up the retry budget
     in_flight: bool = False  # the attempt may have begun
+    atomic: bool = False  # in the transaction of its checkpoint, which is lost with its driver
     effects: tuple[Effect, ...] = ()
     recoveries: int = 0  # takeovers since the last attempt that came to an end
     fallback_context: str | None = None  # what Fallback restores, once its step changed the context

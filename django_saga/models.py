@@ -51,6 +51,7 @@ class SagaExecution(models.Model):
     attempt = models.PositiveIntegerField(_("attempt"), db_default=1)
     failures = models.PositiveIntegerField(_("failures"), db_default=0)
     in_flight = models.BooleanField(_("in flight"))
+    atomic = models.BooleanField(_("atomic"), db_default=False)
     effects = models.JSONField(_("effects"))
     recoveries = models.PositiveIntegerField(_("recoveries"), db_default=0)
     fallback_context = models.TextField(_("fallback context"), null=True)  # noqa: DJ001
@@ -117,6 +118,7 @@ class SagaExecution(models.Model):
             attempt=self.attempt,
             failures=self.failures,
             in_flight=bool(self.in_flight),
+            atomic=bool(self.atomic),
             effects=msgspec.convert(self.effects, tuple[Effect, ...]),
             recoveries=self.recoveries,
             fallback_context=self.fallback_context,
@@ -160,6 +162,7 @@ def columns_of(state: State) -> dict[str, Any]:
         "attempt": state.attempt,
         "failures": state.failures,
         "in_flight": state.in_flight,
+        "atomic": state.atomic,
         "effects": state.effects,
         "recoveries": state.recoveries,
         "fallback_context": state.fallback_context,

@@ -65,7 +65,7 @@ def make_step(
     return types.new_class(name, (SagaStepHandler[Log],), {}, lambda ns: ns.update(body))
 
 
-def raises(error: Exception, *, times: int | None = None) -> Handler:
+def raises(error: BaseException, *, times: int | None = None) -> Handler:
     """Raises the first ``times`` times, or always."""
     left = [times]
 

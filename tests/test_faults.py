@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -293,3 +294,22 @@ def test_a_context_to_go_back_to_that_is_spoilt_is_stuck_before_anything_is_call
     stuck = recover_saga(execution.pk)
     assert (stuck.status, calls) == ("STUCK", ["act Card"])
     assert "number" in stuck.stuck_reason
+
+
+@pytest.mark.parametrize("was_atomic", [False, True])
+def test_a_lost_attempt_counts_as_the_code_that_began_it_had_declared_the_step(
+    calls: Calls, was_atomic: bool
+) -> None:
+    """Made atomic meanwhile, its remote effect would be forgotten; no longer atomic, invented."""
+    lost = make_step("B", calls, act=raises(KeyboardInterrupt()), atomic=was_atomic)
+    refused = make_step("B", calls, act=raises(RuntimeError("no")), atomic=not was_atomic)
+    before, after = (
+        Saga(steps=[make_step("A", calls), step], name="tests.declared") for step in (lost, refused)
+    )
+    saga_id = uuid.uuid4()
+    with pytest.raises(KeyboardInterrupt):
+        before.run(Log(), saga_id=saga_id)
+    with pytest.raises(SagaFailed):
+        after.run(Log(), saga_id=saga_id)
+    undone = ["compensate A"] if was_atomic else ["compensate B", "compensate A"]
+    assert calls == ["act A", "act B", "act B", *undone]

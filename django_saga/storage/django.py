@@ -80,6 +80,7 @@ class DjangoSagaStorage(SagaStorage):
             state.status.value,
             state.step,
             state.in_flight,
+            state.atomic,
             state.context,
             driver,
             lease,

@@ -23,6 +23,7 @@ CREATED = (
     "status",
     "step",
     "in_flight",
+    "atomic",
     "context",
 )
 RECORD = ("step", "action", "attempt", "outcome", "duration", "token")
