@@ -101,7 +101,8 @@ def take_over(saga: Saga[Any], claim: Claim, context: Any = None) -> Flow[Run]:
 def strand(claim: Claim, saga: Saga[Any], error: Exception) -> Flow[Run]:
     """End as STUCK what no code is known for any more; ``saga`` only says where it is stored."""
     run = Run(saga, claim, None)
-    yield from save(run, machine.stick(claim.state, str(error), _as_it_began(claim)))
+    if run.leased:  # what has ended stays as it ended
+        yield from save(run, machine.stick(claim.state, str(error), _as_it_began(claim)))
     return run
 
 

@@ -313,3 +313,14 @@ def test_a_lost_attempt_counts_as_the_code_that_began_it_had_declared_the_step(
         after.run(Log(), saga_id=saga_id)
     undone = ["compensate A"] if was_atomic else ["compensate B", "compensate A"]
     assert calls == ["act A", "act B", "act B", *undone]
+
+
+def test_what_has_ended_stays_as_it_ended_when_its_saga_is_gone(calls: Calls) -> None:
+    """A late job of an execution whose saga was deleted since."""
+    completed = Saga(steps=[make_step("A", calls)], name="tests.gone").run(Log())
+    refused = make_step("A", calls, act=raises(RuntimeError("no")))
+    with pytest.raises(SagaFailed) as failure:
+        Saga(steps=[refused], name="tests.gone").run(Log())
+    assert recover_saga(completed.pk).status == "COMPLETED"
+    assert recover_saga(failure.value.execution.pk).status == "FAILED"
+    assert SagaExecution.objects.get(pk=completed.pk).status == "COMPLETED"
