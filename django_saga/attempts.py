@@ -48,6 +48,7 @@ def _attempt_inside(run: Run, call: Call, began: float) -> Flow[Any]:
 
     def checkpoint() -> tuple[Transition, Saved]:
         made.append(noting(run, _settle_done(run)))
+        run.asked_at = time.monotonic()
         return made[0], run.storage.checkpoint(checkpoint_of(run, made[0], began), inside=True)
 
     try:

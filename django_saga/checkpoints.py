@@ -76,8 +76,9 @@ def spacing(run: Run, state: State) -> float | None:
 
 
 def saved_as(run: Run, transition: Transition, saved: Saved) -> Flow[None]:
-    run.renewed_at = time.monotonic()
-    run.wakes_at = run.renewed_at + transition.delay
+    # The answer may have come late; the lease has counted since the statement was run.
+    run.renewed_at = run.asked_at
+    run.wakes_at = time.monotonic() + transition.delay
     run.state, run.at, run.last = transition.state, saved.at, transition.record
     run.leased = transition.state.active and transition.delay <= conf.INLINE_WAIT
     yield from announce(run, transition.events, saved)

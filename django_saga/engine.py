@@ -48,19 +48,18 @@ def start(saga: Saga[Any], context: Any, saga_id: UUID | None) -> Flow[Run]:
     encoded = saga.definition.codec.encode(context, limit=conf.CONTEXT_LIMIT)
     state = noted(machine.start(saga.definition.plan, encoded), saga.definition)
     storage = saga.storage
-    create = partial(
-        storage.create,
-        saga_id or new_id(),
-        saga.name,
-        state,
-        driver=driver_name(),
-        lease=conf.LEASE,
-    )
-    claim = yield Do(create, storage.blocking)
+    id, driver, lease = saga_id or new_id(), driver_name(), conf.LEASE
+
+    def create() -> tuple[float, Claim | None]:
+        asked_at = time.monotonic()
+        return asked_at, storage.create(id, saga.name, state, driver=driver, lease=lease)
+
+    asked_at, claim = yield Do(create, storage.blocking)
     if claim is None:
         assert saga_id is not None
         return (yield from resume(saga, saga_id, context))
     run = Run(saga, claim, context)
+    run.renewed_at = asked_at
     yield from announce(run, ("saga_started",), None)
     return run
 

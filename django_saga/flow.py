@@ -11,7 +11,6 @@ import os
 import socket
 import time
 from collections.abc import Callable, Generator
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -96,6 +95,7 @@ class Run:
         self.lease = conf.LEASE
         self.leased = claim.state.active
         self.renewed_at = time.monotonic()  # when the lease began to count
+        self.asked_at = self.renewed_at  # when the latest statement was sent
         self.wakes_at = self.renewed_at + claim.wait
         self.last: Record | None = None  # of the latest checkpoint
         self.duration: float | None = None  # seconds that its attempt took
@@ -117,7 +117,12 @@ class Run:
 
     def do(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Do:
         """A call of this run's storage."""
-        return Do(partial(function, *args, **kwargs), self.storage.blocking)
+
+        def call() -> Any:
+            self.asked_at = time.monotonic()
+            return function(*args, **kwargs)
+
+        return Do(call, self.storage.blocking)
 
 
 def driver_name() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -171,6 +172,33 @@ def test_the_keeper_renews_the_lease_of_a_long_step(calls: Calls, settings: Any)
     saga = Saga(steps=[make_step("A", calls, act=act)], name="tests.long")
     assert saga.run(Log()).status == "COMPLETED"
     assert conf.LEASE == 0.6
+
+
+def test_a_driver_that_hears_of_its_start_after_its_lease_calls_nothing(
+    calls: Calls, settings: Any
+) -> None:
+    settings.DJANGO_SAGA = {"LEASE": 0.5}
+    saga = Saga(steps=[make_step("A", calls)], name="tests.late")
+
+    def hold_up(execute: Callable[..., Any], sql: str, *rest: Any) -> Any:
+        answer = execute(sql, *rest)
+        while sql.startswith("INSERT") and not has_lapsed():
+            time.sleep(0.01)
+        return answer
+
+    def has_lapsed() -> bool:
+        other = connections.create_connection("default")
+        with other.cursor() as cursor:
+            cursor.execute(
+                f"SELECT lease_until < now() FROM {EXECUTIONS} WHERE saga = 'tests.late'"
+            )
+            (lapsed,) = cursor.fetchone()
+        other.close()
+        return bool(lapsed)
+
+    with connection.execute_wrapper(hold_up), pytest.raises(LeaseLost, match="ran out before"):
+        saga.run(Log())
+    assert calls == []
 
 
 def test_a_database_that_goes_away_in_a_transaction_is_no_failure_of_the_consumer(
