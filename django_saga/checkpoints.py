@@ -108,9 +108,12 @@ def look_again(run: Run, error: Exception, transition: Transition | None) -> Flo
             pause = min(pause * 2, 1.0)
         except SagaAlreadyRunning as taken:
             raise LeaseLost(str(taken)) from error
-    alone = claim.token == run.claim.token + claim.state.active  # what has ended keeps its token
+    alone = claim.token == run.claim.token + claim.state.active  # acquiring adds one
     run.claim.token = claim.token
-    if alone and transition is not None and _place(claim.state) == _place(transition.state):
+    if not alone:
+        # Whoever else has driven it may have left it at the very same place.
+        raise LeaseLost(f"Saga execution {run.id} was taken over meanwhile.") from error
+    if transition is not None and _place(claim.state) == _place(transition.state):
         return Saved(claim.at)
     if _place(claim.state) != _place(run.state):
         raise LeaseLost(f"Saga execution {run.id} was changed by another driver.") from error

@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from django_saga import (
     StorageUnavailable,
     current_step,
     recover_saga,
+    signals,
 )
 from django_saga.conf import conf
 from django_saga.models import SagaExecution
@@ -172,6 +174,40 @@ def test_the_keeper_renews_the_lease_of_a_long_step(calls: Calls, settings: Any)
     saga = Saga(steps=[make_step("A", calls, act=act)], name="tests.long")
     assert saga.run(Log()).status == "COMPLETED"
     assert conf.LEASE == 0.6
+
+
+def test_a_driver_that_lost_its_connection_does_not_take_anothers_end_for_its_own(
+    calls: Calls,
+) -> None:
+    class Overtaken(Saga[Log]):
+        name = "tests.overtaken"
+        steps = [make_step("A", calls, act=write_group, compensate=delete_group, atomic=True)]
+
+    ends: list[object] = []
+
+    def note_end(sender: object, **_: object) -> None:
+        ends.append(sender)
+
+    def finish_elsewhere() -> None:
+        rows = SagaExecution.objects.filter(saga=Overtaken.name)
+        rows.update(lease_until="2020-01-01T00:00Z")
+        recover_saga(rows.get().id)
+        connections.close_all()
+
+    def overtake(execute: Callable[..., Any], sql: str, *rest: Any) -> Any:
+        if sql.startswith("WITH execution") and not ends:
+            thread = Thread(target=finish_elsewhere)
+            thread.start()
+            thread.join()
+            terminate(connection.connection.info.backend_pid)
+        return execute(sql, *rest)
+
+    signals.saga_completed.connect(note_end, sender=Overtaken)
+    with connection.execute_wrapper(overtake), pytest.raises(LeaseLost):
+        Overtaken().run(Log(number=5))
+    assert ends == [Overtaken], "the other driver told of it"
+    assert Group.objects.filter(name="group of 5").count() == 1
+    Group.objects.all().delete()
 
 
 def test_a_driver_that_hears_of_its_start_after_its_lease_calls_nothing(
