@@ -176,6 +176,27 @@ def test_the_keeper_renews_the_lease_of_a_long_step(calls: Calls, settings: Any)
     assert conf.LEASE == 0.6
 
 
+@pytest.mark.parametrize("caught", [False, True], ids=["plainly", "as an error of its own"])
+def test_an_atomic_step_whose_handler_meets_the_lost_connection_is_run_again(
+    calls: Calls, caught: bool
+) -> None:
+    def act(context: Log) -> None:
+        if current_step().attempt == 1:
+            terminate(connection.connection.info.backend_pid)
+        try:
+            write_group(context)
+        except OperationalError as error:
+            raise RuntimeError("what now") if caught else error from error
+
+    step = make_step("A", calls, act=act, compensate=delete_group, atomic=True)
+    execution = Saga(steps=[step], name="tests.session").run(Log(number=6))
+    assert execution.status == "COMPLETED"
+    assert Group.objects.filter(name="group of 6").count() == 1
+    outcomes = [r.outcome for r in DjangoSagaStorage().history(execution.id)]
+    assert outcomes == ["INTERRUPTED", "DONE"]
+    Group.objects.all().delete()
+
+
 def test_a_driver_that_lost_its_connection_does_not_take_anothers_end_for_its_own(
     calls: Calls,
 ) -> None:

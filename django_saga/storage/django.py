@@ -243,8 +243,10 @@ class DjangoSagaStorage(SagaStorage):
         self.refuse_transaction()
         connection = self._connection
         committed: list[bool] = []
+        session: Any = None
         try:
             with _translated(connection), transaction.atomic(using=self.alias):
+                session = connection.connection
                 # The first callback: what is raised after it comes from one of the handler's.
                 transaction.on_commit(lambda: committed.append(True), using=self.alias)
                 if connection.vendor == "postgresql":
@@ -255,7 +257,12 @@ class DjangoSagaStorage(SagaStorage):
                             [str(max(1, int(lease * 1000)))],
                         )
                 yield
-        except Exception:
+        except Exception as error:
+            if not committed and connection.connection is not session:
+                # Whatever the handler made of that, it did not fail: its transaction was lost.
+                raise StorageUnavailable(
+                    f"The database {self.alias!r}: an atomic step lost its session ({error!r})"
+                ) from error
             if not committed:
                 raise
             logger.exception("An on_commit() callback of an atomic step failed; the step is done")
