@@ -3,7 +3,7 @@
 To start Python and Django takes half a second, and a battery wants hundreds. So one process gets
 ready once, without threads or connections, and forks for each. ``python -m tests.faults.children``
 reads lines of JSON, ``[function, arguments]`` to start one or ``[null, pid]`` to look at one, and
-answers each with a line.
+answers each with a line. What the function returns is the exit status.
 """
 
 from __future__ import annotations
@@ -15,11 +15,20 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 PATIENCE = 60  # seconds
 DIED = 9  # the exit status of a process that a battery ended
 STOPPED = "stopped"
+
+
+def wait_for(condition: Callable[[], bool], patience: float = PATIENCE) -> None:
+    """Look until it holds; fail where it never does."""
+    deadline = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
 
 
 class Child:
@@ -87,6 +96,11 @@ class Nursery:
         assert status in (0, DIED), f"{function}({arguments}) ended with {status}"
         return status
 
+    @property
+    def running(self) -> list[int]:
+        """The processes that have not ended."""
+        return [child.pid for child in self._children if not isinstance(child.poll(), int)]
+
     def end(self) -> None:
         """Kill what still runs, and the process itself."""
         for child in self._children:
@@ -102,8 +116,7 @@ def fork(function: Any, arguments: dict[str, Any]) -> int:
     os.dup2(2, 1)  # the answers are the parent's
     status = 1
     try:
-        function(**arguments)
-        status = 0
+        status = function(**arguments) or 0
     except BaseException:
         traceback.print_exc()
     finally:

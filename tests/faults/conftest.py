@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from django.db import connections
 
-from tests.faults.children import Nursery
+from tests.faults.children import Nursery, wait_for
 from tests.faults.ledger import Ledger
 from tests.faults.options import FIGURES, Figures, Size
 from tests.faults.victims import Victim
@@ -55,25 +57,62 @@ def ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ledger]:
     ledger.end()
 
 
-@pytest.fixture(scope="session")
-def nurseries(child_environment: dict[str, str]) -> Iterator[Callable[[str], Nursery]]:
-    """What forks processes whose default database is the one of that alias."""
-    started: dict[str, Nursery] = {}
+class Nurseries:
+    """What forks processes, for every environment that was asked for."""
 
-    def nursery(database: str) -> Nursery:
-        if database not in started:
+    def __init__(self, environment: dict[str, str]) -> None:
+        self._environment = environment
+        self._started: dict[object, Nursery] = {}
+
+    def __call__(self, database: str, **others: str) -> Nursery:
+        """Whose default database is the one of that alias; others: environment variables."""
+        which = (database, *sorted(others.items()))
+        if which not in self._started:
             ours = {"DJANGO_SETTINGS_MODULE": "tests.recovery_settings", "RECOVER_ON": database}
-            started[database] = Nursery({**child_environment, **ours})
-        return started[database]
+            self._started[which] = Nursery({**self._environment, **ours, **others})
+        return self._started[which]
 
-    yield nursery
-    for one in started.values():
-        one.end()
+    @property
+    def running(self) -> list[int]:
+        return [pid for nursery in self._started.values() for pid in nursery.running]
+
+    def end(self) -> None:
+        for nursery in self._started.values():
+            nursery.end()
+
+
+@pytest.fixture(scope="session")
+def nurseries(child_environment: dict[str, str]) -> Iterator[Nurseries]:
+    nurseries = Nurseries(child_environment)
+    yield nurseries
+    nurseries.end()
+
+
+@pytest.fixture(scope="module")
+def no_leftovers(
+    committing_databases: None, nurseries: Nurseries, ledger: Ledger
+) -> Iterator[None]:
+    """L6: after the module no process, thread or session is left that it started."""
+    threads, before = threading.active_count(), sessions()
+    yield
+    wait_for(lambda: not nurseries.running)
+    wait_for(lambda: threading.active_count() <= threads)
+    wait_for(lambda: sessions() <= before)
+
+
+def sessions() -> int:
+    """How many connections the test database has beside ours."""
+    with connections["default"].cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+            "AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        )
+        return int(cursor.fetchone()[0])
 
 
 @pytest.fixture(params=["default", "sqlite"])
 def victim(
-    request: pytest.FixtureRequest, nurseries: Callable[[str], Nursery], ledger: Ledger
+    request: pytest.FixtureRequest, nurseries: Nurseries, ledger: Ledger
 ) -> Callable[..., Victim]:
     """A new execution, on each database; without a rule, if one is named."""
     return lambda *rule: Victim(nurseries(request.param), request.param, ledger, *rule)

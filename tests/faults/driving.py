@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -17,8 +18,16 @@ from django.test import override_settings
 from django_rq.queues import get_queue
 from rq.serializers import JSONSerializer
 
-from django_saga import SagaAlreadyRunning, SagaFailed, SagaNotFound, recover_saga
+from django_saga import (
+    LeaseLost,
+    SagaAlreadyRunning,
+    SagaFailed,
+    SagaNotFound,
+    StorageUnavailable,
+    recover_saga,
+)
 from django_saga.models import SagaExecution
+from tests.faults import sagas
 from tests.faults.children import DIED
 from tests.faults.rules import SWITCH_OFF
 from tests.faults.sagas import CASES, Trial, tell_the_ledger
@@ -28,29 +37,33 @@ FAULTS = {
     "freeze": lambda: os.kill(os.getpid(), signal.SIGSTOP),
 }
 RUNNERS = ("sync", "async", "rq")
+GAVE_UP = {LeaseLost: 11, StorageUnavailable: 12, SagaAlreadyRunning: 13}
+"""The exit statuses of a driver that raised an error which it may raise."""
 
 
 class Fault:
-    """Something done before or after the n-th SQL statement of this process, in any thread."""
+    """Something done before or after the n-th SQL statement of this process, in any thread, or the
+    n-th call of the ledger."""
 
-    def __init__(self, at: int, after: bool, kind: str) -> None:
-        self.left, self.after, self.strike = at, after, FAULTS[kind]
+    def __init__(self, at: int, after: bool, kind: str, where: str = "statement") -> None:
+        self.left, self.after, self.strike, self.where = at, after, FAULTS[kind], where
 
-    def __call__(
-        self, execute: Callable[..., Any], sql: str, params: Any, many: bool, context: Any
-    ) -> Any:
+    def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
         self.left -= 1
         here = self.left == 0
         if here and not self.after:
             self.strike()
-        answer = execute(sql, params, many, context)
+        answer = function(*args)
         if here and self.after:
             self.strike()
         return answer
 
     def install(self) -> None:
-        """Have it meet the statements of every connection that is opened from now on."""
-        connection_created.connect(self._meet, weak=False)
+        """Have it meet every call, or the statements of every connection opened from now on."""
+        if self.where == "call":
+            sagas.note = partial(self, sagas.note)
+        else:
+            connection_created.connect(self._meet, weak=False)
 
     def _meet(self, connection: Any, **_: object) -> None:
         connection.execute_wrappers.append(self)
@@ -64,11 +77,14 @@ def drive(
     queue: str = "sagas",
     fault: list[Any] | None = None,
     without: str = "",
-) -> None:
-    """Run a saga; ``fault`` is the arguments of a :class:`Fault`, ``without`` names a rule."""
+) -> int:
+    """Run a saga; ``fault`` is the arguments of a :class:`Fault`, ``without`` names a rule.
+
+    Returns one of GAVE_UP, or 0.
+    """
     begin(ledger, fault, without)
     made, context = CASES[saga].saga(), Trial(ledger)
-    with suppress(SagaFailed):
+    try:
         if runner == "sync":
             made.run(context, saga_id=UUID(saga_id))
         elif runner == "async":
@@ -77,6 +93,11 @@ def drive(
             with rq_settings(queue):
                 made.enqueue(context, saga_id=UUID(saga_id))
                 work(queue)
+    except SagaFailed:
+        pass
+    except tuple(GAVE_UP) as error:
+        return GAVE_UP[type(error)]
+    return 0
 
 
 async def _arun(saga: Any, context: Trial, saga_id: UUID) -> None:

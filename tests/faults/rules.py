@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from django_saga import machine
+from django_saga import StorageUnavailable, machine
+from django_saga.flow import HandlerRaised
 from django_saga.steps import CurrentStep
 from django_saga.storage import DjangoSagaStorage
+from django_saga.storage.sql import Statements
 
 
 def an_atomic_step_and_its_checkpoint_share_a_transaction() -> None:
@@ -32,11 +34,53 @@ def an_act_that_was_lost_is_undone_too() -> None:
     machine._effects_if_lost = lambda state, rules: state.effects
 
 
+def a_checkpoint_names_its_token() -> None:
+    _drop_condition("token = %s")
+
+
+def a_checkpoint_names_its_place() -> None:
+    for column in ("status", "step", "action", "attempt"):
+        _drop_condition(f"{column} = %s")
+
+
+def a_checkpoint_names_its_token_and_its_place() -> None:
+    a_checkpoint_names_its_token()
+    a_checkpoint_names_its_place()
+
+
+def a_lost_connection_is_no_failure() -> None:
+    checkpoint = DjangoSagaStorage.checkpoint
+
+    def failing(self: DjangoSagaStorage, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return checkpoint(self, *args, **kwargs)
+        except StorageUnavailable as error:
+            raise HandlerRaised(error) from error
+
+    DjangoSagaStorage.checkpoint = failing
+
+
+def _drop_condition(condition: str) -> None:
+    """Of the statement that writes a checkpoint; its parameters stay as they are."""
+    update = Statements.update
+
+    def without(self: Statements, *kind: Any) -> str:
+        change, where = update(self, *kind).split(" WHERE ")
+        assert condition in where
+        return f"{change} WHERE {where.replace(condition, f'({condition} OR 1 = 1)')}"
+
+    Statements.update = without
+
+
 SWITCH_OFF: dict[str, Callable[[], None]] = {
     function.__name__.replace("_", " "): function
     for function in (
         an_atomic_step_and_its_checkpoint_share_a_transaction,
         an_actions_key_is_the_same_at_each_attempt,
         an_act_that_was_lost_is_undone_too,
+        a_checkpoint_names_its_token,
+        a_checkpoint_names_its_place,
+        a_checkpoint_names_its_token_and_its_place,
+        a_lost_connection_is_no_failure,
     )
 }
