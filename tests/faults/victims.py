@@ -100,7 +100,7 @@ class Victim:
 
     @property
     def is_locked(self) -> bool:
-        """Whether a writer holds the whole database, as one does on SQLite."""
+        """Whether its driver keeps every writer out, as one that writes or reads does on SQLite."""
         connection = connections[self._database]
         if connection.vendor != "sqlite":
             return False
@@ -109,7 +109,7 @@ class Victim:
             (patience,) = cursor.fetchone()
             cursor.execute("PRAGMA busy_timeout = 0")
             try:
-                cursor.execute("BEGIN IMMEDIATE")
+                cursor.execute("BEGIN EXCLUSIVE")
                 cursor.execute("ROLLBACK")
             except OperationalError:
                 return True
