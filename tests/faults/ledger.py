@@ -58,6 +58,22 @@ class Ledger:
 
     def entries(self, saga_id: UUID) -> list[Entry]:
         """What was called for an execution, in order."""
+        self._read_on()
+        return self._entries[str(saga_id)]
+
+    @property
+    def executions(self) -> list[str]:
+        """The ids of all that was called for."""
+        self._read_on()
+        return list(self._entries)
+
+    @property
+    def size(self) -> int:
+        """How many calls there were."""
+        self._read_on()
+        return sum(map(len, self._entries.values()))
+
+    def _read_on(self) -> None:
         with self._file.open("rb") as file:
             file.seek(self._read)
             text = file.read()
@@ -65,7 +81,6 @@ class Ledger:
         for line in text.decode().splitlines():
             execution, *entry = line.split(" ")
             self._entries[execution].append(Entry(*entry))
-        return self._entries[str(saga_id)]
 
     def end(self) -> None:
         self._process.terminate()
