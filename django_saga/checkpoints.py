@@ -92,8 +92,8 @@ def look_again(run: Run, error: Exception, transition: Transition | None) -> Flo
 
     The statement may still be about to commit. Acquiring takes the lock of the row, so it waits for
     that; and it raises the token, so that what came too late matches no row any more. It raises it
-    by one: if by more, others had the lease meanwhile, and may have brought the row to the same
-    place and lost an attempt there, so what is stored counts as theirs.
+    by one: if by more, others had the lease meanwhile, and may have brought the row to the very
+    same place, so what is stored counts as theirs.
     """
     deadline, pause = time.monotonic() + conf.INLINE_WAIT, 0.05
     acquire = partial(run.storage.acquire, run.id, driver=driver_name(), lease=run.lease)
@@ -108,10 +108,9 @@ def look_again(run: Run, error: Exception, transition: Transition | None) -> Flo
             pause = min(pause * 2, 1.0)
         except SagaAlreadyRunning as taken:
             raise LeaseLost(str(taken)) from error
-    alone = claim.token == run.claim.token + claim.state.active  # acquiring adds one
+    alone = claim.token == run.claim.token + claim.state.active  # what has ended keeps its token
     run.claim.token = claim.token
     if not alone:
-        # Whoever else has driven it may have left it at the very same place.
         raise LeaseLost(f"Saga execution {run.id} was taken over meanwhile.") from error
     if transition is not None and _place(claim.state) == _place(transition.state):
         return Saved(claim.at)
