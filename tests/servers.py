@@ -32,6 +32,7 @@ OWNER = os.getpid()
 SOURCES: dict[str, str] = {}
 NO_MARIADB = "not run: MariaDB contract tests (no server)"
 START_SECONDS = 30
+REDIS_SOCKET = "redis.sock"
 
 
 @pytest.hookimpl(wrapper=True)
@@ -104,18 +105,27 @@ def private_postgresql(home: Path) -> str:
 
 
 def private_redis(home: Path) -> str:
-    path = home / "redis.sock"
-    log = home / "redis.log"
+    STARTED.callback(end, start_redis(home))
+    return redis_url(home)
+
+
+def start_redis(home: Path) -> subprocess.Popen[bytes]:
+    """A Redis that keeps nothing on disk, once it answers at ``redis_url(home)``."""
+    path, log = home / REDIS_SOCKET, home / "redis.log"
     options = ["--port", "0", "--unixsocket", path, "--save", "", "--dir", home, "--logfile", log]
     process = subprocess.Popen([redis_binary(), *options])
-    STARTED.callback(end, process)
     deadline = time.monotonic() + START_SECONDS
     while not answers(path):
         if process.poll() is not None or time.monotonic() > deadline:
+            end(process)
             said = log.read_text() if log.exists() else "(nothing)"
             raise pytest.UsageError(f"Redis did not start; it said: {said}")
         time.sleep(0.01)
-    return f"unix://{quote(str(path))}"
+    return process
+
+
+def redis_url(home: Path) -> str:
+    return f"unix://{quote(str(home / REDIS_SOCKET))}"
 
 
 def redis_binary() -> str:

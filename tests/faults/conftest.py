@@ -3,13 +3,18 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 from django.db import connections
 
 from tests.faults.children import Nursery, wait_for
+from tests.faults.fleets import Fleet
 from tests.faults.ledger import Ledger
 from tests.faults.options import FIGURES, Figures, Size
+from tests.faults.redis_server import RedisServer
 from tests.faults.victims import Victim
 
 
@@ -116,3 +121,28 @@ def victim(
 ) -> Callable[..., Victim]:
     """A new execution, on each database; without a rule, if one is named."""
     return lambda *rule: Victim(nurseries(request.param), request.param, ledger, *rule)
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    """A Redis of this test alone."""
+    with TemporaryDirectory(prefix="saga-") as home:  # a socket's path must be short
+        server = RedisServer(Path(home))
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def fleet(
+    nurseries: Callable[[str], Nursery],
+    ledger: Ledger,
+    redis_server: RedisServer,
+    tmp_path: Path,
+) -> Callable[..., Fleet]:
+    """A new fleet on a database, for one ``with`` block: ``fleet("default", lease=1.0)``."""
+
+    def made(database: str, **options: Any) -> Fleet:
+        alive = tmp_path / "alive"
+        return Fleet(nurseries(database), database, ledger, redis_server, alive, **options)
+
+    return made

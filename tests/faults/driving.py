@@ -119,10 +119,10 @@ def begin(ledger: str, fault: list[Any] | None, without: str) -> None:
         Fault(*fault).install()
 
 
-def rq_settings(queue: str) -> override_settings:
-    """Sagas are handed to that queue."""
-    url = settings.RQ_QUEUES["default"]["URL"]
-    ours = {**settings.DJANGO_SAGA, "BACKEND": "rq", "QUEUE": queue}
+def rq_settings(queue: str, redis: str = "", **saga_settings: Any) -> override_settings:
+    """Sagas are handed to that queue, of the tests' Redis or of one at that URL."""
+    url = redis or settings.RQ_QUEUES["default"]["URL"]
+    ours = {**settings.DJANGO_SAGA, "BACKEND": "rq", "QUEUE": queue, **saga_settings}
     return override_settings(DJANGO_SAGA=ours, RQ_QUEUES={queue: {"URL": url}})
 
 
