@@ -29,7 +29,7 @@ from django_saga.rq import SagaJob
 from tests.faults.children import PATIENCE, Child, Nursery
 from tests.faults.driving import begin, rq_settings
 from tests.faults.judge import wrongs
-from tests.faults.ledger import Ledger
+from tests.faults.ledger import Entry, Ledger
 from tests.faults.redis_server import RedisServer
 from tests.faults.sagas import CASES, Trial
 
@@ -41,6 +41,7 @@ class Member:
     """One place in a fleet, and the process that fills it now."""
 
     def __init__(self, nursery: Nursery, function: str, arguments: dict[str, Any]) -> None:
+        self.function = function
         self._start = lambda: nursery.start(f"{__name__}.{function}", **arguments)
         self.child: Child = self._start()
 
@@ -69,6 +70,7 @@ class Fleet:
         name = f"faults-{uuid4().hex[:8]}"
         self.ids: list[UUID] = []
         self.members: list[Member] = []
+        self.fallen: list[str] = []  # what ended by itself
         self.queue = rq.Queue(name, connection=redis.client, serializer=JSONSerializer)
         self._nursery, self._database, self._ledger, self._redis = nursery, database, ledger, redis
         self._alive = alive
@@ -129,6 +131,7 @@ class Fleet:
         """Start again what has ended by itself, as whoever runs workers does."""
         for member in self.members:
             if member.child.poll() is not None:
+                self.fallen.append(member.function)
                 member.replace()
 
     def heal(self) -> None:
@@ -167,7 +170,11 @@ class Fleet:
     def wrongs_of(self, id: UUID) -> list[str]:
         if not self._rows.filter(pk=id).exists():
             return [f"L0 {id} was lost"]
-        return wrongs(id, self._database, self._ledger.entries(id))
+        return wrongs(id, self._database, self.entries(id))
+
+    def entries(self, id: UUID) -> list[Entry]:
+        """What was called for it."""
+        return self._ledger.entries(id)
 
     @property
     def _rows(self) -> Any:

@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from uuid import UUID
 
 from django_saga import StorageUnavailable, machine
 from django_saga.flow import HandlerRaised
+from django_saga.models import SagaExecution
 from django_saga.steps import CurrentStep
 from django_saga.storage import DjangoSagaStorage
+from django_saga.storage.base import Claim
 from django_saga.storage.sql import Statements
 
 
@@ -32,6 +35,16 @@ def an_actions_key_is_the_same_at_each_attempt() -> None:
 
 def an_act_that_was_lost_is_undone_too() -> None:
     machine._effects_if_lost = lambda state, rules: state.effects
+
+
+def a_lease_keeps_other_drivers_out() -> None:
+    acquire = DjangoSagaStorage.acquire
+
+    def anyway(self: Any, saga_id: UUID, **given: Any) -> Claim:
+        held = SagaExecution.objects.using(self.alias).values_list("token", flat=True)
+        return acquire(self, saga_id, **{**given, "token": held.get(pk=saga_id)})
+
+    DjangoSagaStorage.acquire = anyway
 
 
 def a_checkpoint_names_its_token() -> None:
@@ -82,5 +95,6 @@ SWITCH_OFF: dict[str, Callable[[], None]] = {
         a_checkpoint_names_its_place,
         a_checkpoint_names_its_token_and_its_place,
         a_lost_connection_is_no_failure,
+        a_lease_keeps_other_drivers_out,
     )
 }

@@ -58,6 +58,7 @@ def test_a_storm_of_sigkills_loses_and_doubles_nothing(
         in_hand = storm(one, sagas, kills, dice)
         one.heal()
         assert not one.wrongs
+        assert not one.fallen
         assert one.interrupted, "nobody was driving when it was killed"
     figure(f"storm on {database}", sagas=sagas, kills=kills, in_hand=in_hand, wrongs=0)
 
