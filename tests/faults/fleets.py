@@ -135,14 +135,13 @@ class Fleet:
                 member.replace()
 
     def heal(self) -> None:
-        """Wait until every execution has ended; as long as some do, that may take its time."""
-        left, deadline = -1, 0.0
-        while active := len(self.active):
-            if active != left:
-                left, deadline = active, time.monotonic() + PATIENCE
-            assert time.monotonic() < deadline, f"{active} do not end: {self.wrongs[:5]}"
+        """Wait until every execution has ended."""
+
+        def left() -> int:
             self.tend()
-            time.sleep(0.05)
+            return len(self.active)
+
+        until_none(left, "L0 executions do not end")
 
     @property
     def active(self) -> set[UUID]:
@@ -217,6 +216,16 @@ def until(condition: Callable[[], object], otherwise: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, otherwise
         time.sleep(0.01)
+
+
+def until_none(left: Callable[[], int], otherwise: str) -> None:
+    """Wait until it is 0; that may take its time, as long as it changes."""
+    known, deadline = -1, 0.0
+    while count := left():
+        if count != known:
+            known, deadline = count, time.monotonic() + PATIENCE
+        assert time.monotonic() < deadline, f"{otherwise} ({count})"
+        time.sleep(0.05)
 
 
 # What the processes do

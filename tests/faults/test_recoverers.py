@@ -5,6 +5,7 @@ All of them start at the same moment, and each drives what it gets to its end.
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections import Counter
@@ -20,13 +21,14 @@ from msgspec.structs import replace
 
 from django_saga import machine, recover_saga
 from django_saga.exceptions import LeaseLost
+from django_saga.machine import ACTIVE
 from django_saga.models import SagaExecution, SagaStepRecord
 from django_saga.recovery import sweep
 from django_saga.storage import DjangoSagaStorage
 from django_saga.storage.base import Checkpoint, Claim, Saved
 from tests.faults.children import Nursery
 from tests.faults.driving import begin
-from tests.faults.fleets import until
+from tests.faults.fleets import until, until_none
 from tests.faults.judge import wrongs
 from tests.faults.ledger import Ledger
 from tests.faults.options import Size
@@ -60,20 +62,33 @@ def recovered(
 ) -> Callable[[str], Recovered]:
     """Has recoverers of a kind, ``claim_then_run`` or ``list_then_run``, recover many sagas."""
 
+    def seconds_of(kind: str, recoverers: int) -> float:
+        arguments = {"gate": str(tmp_path), "ledger": ledger.address}
+        children = [
+            nurseries(database).start(f"{__name__}.{kind}", **arguments) for _ in range(recoverers)
+        ]
+
+        def left() -> int:
+            active = SagaExecution.objects.using(database).filter(status__in=ACTIVE).count()
+            return active + sum(child.poll() is None for child in children)
+
+        try:
+            until(lambda: len(list(tmp_path.iterdir())) == recoverers, "some come to no gate")
+            (tmp_path / "open").touch()
+            began = time.monotonic()
+            until_none(left, "the recoverers do not end")
+            seconds = time.monotonic() - began
+        finally:
+            for child in children:
+                child.signal(signal.SIGKILL)
+        assert [child.wait() for child in children] == [0] * recoverers
+        return seconds
+
     def recover(kind: str) -> Recovered:
         recoverers = size("recoverers", everyday=4, full_run=12)
         sagas = size("interrupted", everyday=100, full_run=2_000)
         ids = [interrupted(database, ledger.address) for _ in range(sagas)]
-        gate, nursery = tmp_path, nurseries(database)
-        children = [
-            nursery.start(f"{__name__}.{kind}", gate=str(gate), ledger=ledger.address)
-            for _ in range(recoverers)
-        ]
-        until(lambda: len(list(gate.iterdir())) == recoverers, "not all have come to the gate")
-        (gate / "open").touch()
-        began = time.monotonic()
-        assert [child.wait() for child in children] == [0] * recoverers
-        per_second = sagas / (time.monotonic() - began)
+        per_second = sagas / seconds_of(kind, recoverers)
         calls = {id: Counter(ledger.entries(id)) for id in ids}
         twice = sum(max(of.values()) > 1 for of in calls.values())
         found = [wrong for id in ids for wrong in wrongs(id, database, ledger.entries(id))]
