@@ -18,6 +18,8 @@ DATABASES: dict[str, dict[str, Any]] = {
     for alias, variable in DATABASE_URLS.items()
     if variable in os.environ
 }
+# As with the private PostgreSQL, nobody pulls the plug here.
+DATABASES["sqlite"]["OPTIONS"]["init_command"] = "PRAGMA synchronous = OFF"
 # In memory, Django's default for tests, no other process could read it.
 DATABASES["sqlite"]["TEST"] = {"NAME": DATABASES["sqlite"]["NAME"] + ".test"}
 

@@ -337,7 +337,7 @@ def test_what_another_driver_stored_meanwhile_is_not_taken_for_ones_own(calls: C
             recover_saga(SagaExecution.objects.get(saga=Meanwhile.name).id)
         raise OperationalError("the connection is lost")
 
-    with connection.execute_wrapper(lose), pytest.raises(LeaseLost, match="another driver"):
+    with connection.execute_wrapper(lose), pytest.raises(LeaseLost, match="taken over"):
         Meanwhile().run(Log())
     assert calls == ["act A", "act A", "act B"]
     SagaExecution.objects.filter(saga=Meanwhile.name).update(lease_until=None)

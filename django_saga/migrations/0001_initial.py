@@ -51,6 +51,7 @@ class Migration(migrations.Migration):
                 ("attempt", models.PositiveIntegerField(db_default=1, verbose_name="attempt")),
                 ("failures", models.PositiveIntegerField(db_default=0, verbose_name="failures")),
                 ("in_flight", models.BooleanField(verbose_name="in flight")),
+                ("atomic", models.BooleanField(db_default=False, verbose_name="atomic")),
                 ("effects", models.JSONField(verbose_name="effects")),
                 (
                     "recoveries",
