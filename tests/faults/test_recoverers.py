@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
@@ -26,7 +27,7 @@ from django_saga.models import SagaExecution, SagaStepRecord
 from django_saga.recovery import sweep
 from django_saga.storage import DjangoSagaStorage
 from django_saga.storage.base import Checkpoint, Claim, Saved
-from tests.faults.children import Nursery
+from tests.faults.children import Child, Nursery
 from tests.faults.driving import begin
 from tests.faults.fleets import until, until_none
 from tests.faults.judge import wrongs
@@ -38,10 +39,9 @@ pytestmark = pytest.mark.usefixtures("committing_databases")
 
 
 class Recovered(NamedTuple):
-    """What became of the sagas, and how fast."""
+    """What became of the sagas."""
 
     ids: list[UUID]
-    per_second: float
     driven_twice: int
     wrongs: list[str]
 
@@ -62,39 +62,23 @@ def recovered(
 ) -> Callable[[str], Recovered]:
     """Has recoverers of a kind, ``claim_then_run`` or ``list_then_run``, recover many sagas."""
 
-    def seconds_of(kind: str, recoverers: int) -> float:
-        arguments = {"gate": str(tmp_path), "ledger": ledger.address}
-        children = [
-            nurseries(database).start(f"{__name__}.{kind}", **arguments) for _ in range(recoverers)
-        ]
-
-        def left() -> int:
-            active = SagaExecution.objects.using(database).filter(status__in=ACTIVE).count()
-            return active + sum(child.poll() is None for child in children)
-
-        try:
-            until(lambda: len(list(tmp_path.iterdir())) == recoverers, "some come to no gate")
-            (tmp_path / "open").touch()
-            began = time.monotonic()
-            until_none(left, "the recoverers do not end")
-            seconds = time.monotonic() - began
-        finally:
-            for child in children:
-                child.signal(signal.SIGKILL)
-        assert [child.wait() for child in children] == [0] * recoverers
-        return seconds
-
     def recover(kind: str) -> Recovered:
         recoverers = size("recoverers", everyday=4, full_run=12)
         sagas = size("interrupted", everyday=100, full_run=2_000)
         ids = [interrupted(database, ledger.address) for _ in range(sagas)]
-        per_second = sagas / seconds_of(kind, recoverers)
+        start = partial(
+            nurseries(database).start,
+            f"{__name__}.{kind}",
+            gate=str(tmp_path),
+            ledger=ledger.address,
+        )
+        per_second = sagas / seconds_of([start() for _ in range(recoverers)], tmp_path, database)
         calls = {id: Counter(ledger.entries(id)) for id in ids}
         twice = sum(max(of.values()) > 1 for of in calls.values())
         found = [wrong for id in ids for wrong in wrongs(id, database, ledger.entries(id))]
         numbers = {"recoverers": recoverers, "sagas": sagas, "driven_twice": twice}
         figure(f"{kind} on {database}", per_second=round(per_second), **numbers)
-        return Recovered(ids, per_second, twice, found)
+        return Recovered(ids, twice, found)
 
     return recover
 
@@ -105,6 +89,26 @@ def interrupted(database: str, ledger: str) -> UUID:
     state, id = machine.start(Mixed.definition.plan, context), uuid4()
     DjangoSagaStorage(database).create(id, Mixed.name, state, driver="lost:1", lease=0.0)
     return id
+
+
+def seconds_of(children: list[Child], gate: Path, database: str) -> float:
+    """Let them all go once all have come to the gate; how long they took, until the last."""
+
+    def left() -> int:
+        active = SagaExecution.objects.using(database).filter(status__in=ACTIVE).count()
+        return active + sum(child.poll() is None for child in children)
+
+    try:
+        until(lambda: len(list(gate.iterdir())) == len(children), "some do not come to the gate")
+        (gate / "open").touch()
+        began = time.monotonic()
+        until_none(left, "the recoverers do not end")
+        seconds = time.monotonic() - began
+    finally:
+        for child in children:
+            child.signal(signal.SIGKILL)
+    assert [child.wait() for child in children] == [0] * len(children)
+    return seconds
 
 
 # What the processes do
