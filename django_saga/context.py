@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar, get_type_hints
 import msgspec
 
 from django_saga.exceptions import InvalidContext, InvalidDefinition
+from django_saga.texts import said_by
 
 
 class SagaContext:
@@ -62,7 +63,8 @@ class ContextCodec(Generic[ContextT]):
         try:
             encoded = _prove(context, self._decoder)
         except Exception as error:  # also from a __post_init__
-            raise InvalidContext(f"{self._culprit(context)} cannot be stored: {error}") from error
+            culprit = self._culprit(context)
+            raise InvalidContext(f"{culprit} cannot be stored: {said_by(error)}") from error
         if len(encoded) > limit:
             name, size = self._largest(context)
             raise InvalidContext(
@@ -77,7 +79,8 @@ class ContextCodec(Generic[ContextT]):
             return self._decoder.decode(stored)
         except Exception as error:  # also from a __post_init__
             raise InvalidContext(
-                f"The stored context no longer fits {self.context_type.__qualname__}: {error}"
+                f"The stored context no longer fits {self.context_type.__qualname__}: "
+                f"{said_by(error)}"
             ) from error
 
     def restore(self, context: ContextT, stored: str) -> None:
@@ -88,13 +91,16 @@ class ContextCodec(Generic[ContextT]):
 
     def salvage(self, context: ContextT, stored: str, *, limit: int) -> str:
         """Keep each field that can be stored, and give the others their stored values again."""
-        saved, kept = self.decode(stored), stored
+        try:
+            saved, kept = self.decode(stored), stored
+        except InvalidContext:  # it did when it was stored
+            return stored
         for name in self._fields:
             before = getattr(saved, name)
             try:
                 object.__setattr__(saved, name, getattr(context, name))
                 kept = self.encode(saved, limit=limit)
-            except (AttributeError, InvalidContext):
+            except Exception:  # missing, not to be stored, or it raises when it is read
                 object.__setattr__(saved, name, before)
                 object.__setattr__(context, name, before)
         return kept
@@ -105,6 +111,8 @@ class ContextCodec(Generic[ContextT]):
                 value = getattr(context, name)
             except AttributeError:
                 return f"The context's field {name!r}, which is missing,"
+            except Exception:
+                return f"The context's field {name!r}, which cannot be read,"
             try:
                 _prove(value, _decoder_of(self.context_type, name))  # type: ignore[arg-type]
             except Exception:

@@ -8,6 +8,7 @@ from django_saga.conf import conf
 from django_saga.exceptions import Abort, CircuitOpen, InvalidDefinition, RetryLater
 from django_saga.machine import Error, Outcome, Report
 from django_saga.steps import Fallback, StepType
+from django_saga.texts import said_by
 
 
 def report_of(error: Exception, step: StepType, fallback: Fallback | None, context: str) -> Report:
@@ -28,13 +29,9 @@ def report_of(error: Exception, step: StepType, fallback: Fallback | None, conte
 def describe(error: BaseException) -> Error:
     """An exception as it is stored: no locals, no more than the limits in the settings."""
     lines = traceback.format_exception(error)
-    try:
-        message = str(error)
-    except Exception as unspeakable:
-        message = f"(no message: its __str__ raised {type(unspeakable).__qualname__})"
     return Error(
         type=type(error).__qualname__,
-        message=_storable(message, conf.ERROR_LIMIT),
+        message=_storable(said_by(error), conf.ERROR_LIMIT),
         traceback=_storable("".join(lines), conf.TRACEBACK_LIMIT, keep_end=True),
     )
 

@@ -167,7 +167,8 @@ def _release(claims: list[Claim], storage: SagaStorage) -> None:
 
 def _recover(saga_id: UUID | str, storage: SagaStorage) -> Flow[SagaExecution]:
     id = _uuid(saga_id)
-    assert id is not None
+    if id is None:
+        raise SagaError("A saga_id is a UUID, not None.")
     claim = yield Do(
         lambda: storage.acquire(id, driver=driver_name(), lease=conf.LEASE),
         storage.blocking,

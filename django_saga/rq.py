@@ -40,6 +40,7 @@ from django_saga.exceptions import (
 )
 from django_saga.recovery import recover_saga, sweep
 from django_saga.saga import Saga
+from django_saga.texts import shown
 
 logger = logging.getLogger("django_saga.rq")
 
@@ -82,7 +83,7 @@ def run_saga(saga_id: str) -> None:
     StorageUnavailable where the database is away; recovery sends the job again then.
     """
     if not _is_id(saga_id):
-        raise SagaError(f"{ENTRY_POINT} takes the id of an execution, not {saga_id!r}.")
+        raise SagaError(f"{ENTRY_POINT} takes the id of an execution, not {shown(saga_id)}.")
     if hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread():
         # A timeout of RQ's would strike anywhere, into a checkpoint too; steps have their own.
         signal.setitimer(signal.ITIMER_REAL, 0)

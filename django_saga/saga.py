@@ -22,6 +22,7 @@ from django_saga.drivers import AsyncDriver, drive, refuse_running_loop
 from django_saga.exceptions import InvalidDefinition, InvalidSettings, SagaAlreadyRunning, SagaError
 from django_saga.flow import Flow, Run
 from django_saga.steps import Fallback, SagaStepResult, StepType
+from django_saga.texts import shown
 
 if TYPE_CHECKING:
     from django_saga.models import SagaExecution
@@ -336,5 +337,5 @@ def _uuid(saga_id: object) -> UUID | None:
         return saga_id
     try:
         return UUID(str(saga_id))
-    except ValueError:
-        raise SagaError(f"A saga_id is a UUID, not {saga_id!r}.") from None
+    except Exception:  # also from its __str__
+        raise SagaError(f"A saga_id is a UUID, not {shown(saga_id)}.") from None

@@ -220,6 +220,52 @@ def test_a_field_that_a_handler_deleted_is_named() -> None:
         codec.encode(context, limit=LIMIT)
 
 
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("not even a message")
+
+
+def test_an_error_that_cannot_say_what_is_wrong_does_not_hide_the_field() -> None:
+    @dataclass
+    class Sulking:
+        number: int
+
+        def __post_init__(self) -> None:
+            if self.number < 0:
+                raise Unspeakable
+
+    codec = codec_of(fine=int, culprit=Sulking)
+    context = codec.context_type(1, Sulking(1))
+    context.culprit.number = -1
+    with pytest.raises(InvalidContext, match=r"'culprit'.*no message: its __str__ raised"):
+        codec.encode(context, limit=LIMIT)
+    with pytest.raises(InvalidContext, match="no message: its __str__ raised"):
+        codec.decode('{"fine": 1, "culprit": {"number": -1}}')
+
+
+def test_a_field_that_raises_when_it_is_read_is_named_and_keeps_its_stored_value() -> None:
+    @dataclass
+    class Sulking(SagaContext):
+        fine: int = 0
+        culprit: int = 0
+
+    codec = ContextCodec(Sulking)
+    stored = codec.encode(Sulking(1, 2), limit=LIMIT)
+    context = Sulking(3, 4)
+    del context.culprit
+    Sulking.culprit = property(lambda self: 1 / 0)  # type: ignore[assignment]
+    with pytest.raises(InvalidContext, match="'culprit', which cannot be read"):
+        codec.encode(context, limit=LIMIT)
+    del Sulking.culprit
+    context.culprit = [object()]  # type: ignore[assignment]
+    assert codec.salvage(context, stored, limit=LIMIT) == '{"fine":3,"culprit":2}'
+
+
+def test_what_was_stored_is_kept_where_it_no_longer_decodes() -> None:
+    codec = codec_of(number=int)
+    assert codec.salvage(codec.context_type(1), '{"number": "x"}', limit=LIMIT) == '{"number": "x"}'
+
+
 def test_a_huge_value_is_not_repeated_in_the_message() -> None:
     codec = codec_of(culprit=UUID)
     with pytest.raises(InvalidContext) as error:

@@ -29,6 +29,7 @@ from django_saga import (
     SagaStepResult,
     SagaStuck,
     current_step,
+    recover_saga,
 )
 from django_saga.models import SagaExecution
 from django_saga.storage import DjangoSagaStorage, SagaStorage
@@ -404,6 +405,26 @@ def test_a_context_of_the_wrong_class_or_no_uuid_is_refused(
         run(saga, {"done": []})
     with pytest.raises(SagaError, match="A saga_id is a UUID"):
         run(saga, Log(), saga_id="42")
+    assert calls == []
+
+
+class Unspeakable:
+    def __str__(self) -> str:
+        raise RuntimeError("not even a name")
+
+    __repr__ = __str__
+
+
+@pytest.mark.parametrize("saga_id", [b"42", 42, object(), "\ud800", "4" * 10_000, Unspeakable()])
+def test_what_is_no_uuid_is_refused_whatever_it_is(calls: Calls, saga_id: Any) -> None:
+    saga = adhoc(DjangoSagaStorage(), make_step("A", calls))
+    for use in (saga.enqueue, saga.run, saga.transaction):
+        with pytest.raises(SagaError, match="A saga_id is a UUID") as refused:
+            use(Log(), saga_id=saga_id)
+        assert len(str(refused.value)) < 200
+    for unknown in (saga_id, None):
+        with pytest.raises(SagaError, match="A saga_id is a UUID"):
+            recover_saga(unknown)
     assert calls == []
 
 
