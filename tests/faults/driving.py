@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -34,7 +35,8 @@ from tests.faults.sagas import CASES, Trial, tell_the_ledger
 
 FAULTS = {
     "die": lambda: os._exit(DIED),
-    "freeze": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    # To this very thread, or it might run on for a while before another gets the signal.
+    "freeze": lambda: signal.pthread_kill(threading.get_ident(), signal.SIGSTOP),
 }
 RUNNERS = ("sync", "async", "rq")
 GAVE_UP = {LeaseLost: 11, StorageUnavailable: 12, SagaAlreadyRunning: 13}

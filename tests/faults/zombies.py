@@ -27,8 +27,14 @@ def outlive(victim: Victim, wake: Wake, *, may_call: bool = True) -> list[str]:
     row = victim.row
     if row is None:  # not stored yet: nobody could take it over
         return wake_first(victim, wake)
+
+    def is_finished() -> bool:
+        if not victim.has_ended:
+            victim.recover()
+        return victim.has_ended
+
     # A driver that is held up elsewhere than in its process may renew its lease meanwhile.
-    wait_for(lambda: victim.has_ended or victim.recover())
+    wait_for(is_finished)
     found, stored, entries = victim.wrongs, victim.stored, victim.entries
     status = wake()
     late = victim.entries[len(entries) :]
