@@ -185,17 +185,16 @@ def begin(state: State) -> Transition:
 
 def interrupt(state: State, rules: StepRules, max_recoveries: int) -> Transition:
     """The driver of the attempt in flight was lost: run it again, unless that keeps happening."""
-    record = _record(state, Outcome.INTERRUPTED)
     lost = replace(state, effects=_effects_if_lost(state, rules), recoveries=state.recoveries + 1)
     if lost.recoveries > max_recoveries:
         reason = (
             f"The driver was lost {lost.recoveries} times in a row while {state.step} was in "
             f"{state.action}, as attempt {state.attempt} the last time."
         )
-        return stick(lost, reason, rules, record=record)
+        return stick(lost, reason, rules)
     return Transition(
         state=replace(lost, attempt=state.attempt + 1),
-        record=record,
+        record=_record(state, Outcome.INTERRUPTED),
         events=("saga_recovered",),
     )
 
@@ -215,15 +214,12 @@ def turn_back(state: State, error: Error) -> Transition:
     return _transition(_compensate_next(replace(state, error=error)), before=state)
 
 
-def stick(
-    state: State, reason: str, rules: StepRules | None = None, *, record: Record | None = None
-) -> Transition:
+def stick(state: State, reason: str, rules: StepRules | None = None) -> Transition:
     """The execution cannot go on: keep what is known, and wait for a person.
 
     ``rules`` are None where the step's definition is lost; its attempt then counts as unknown.
     """
-    if record is None and state.in_flight:
-        record = _record(state, Outcome.INTERRUPTED)  # its driver was lost before
+    record = _record(state, Outcome.INTERRUPTED) if state.in_flight else None  # it was lost
     stuck = replace(
         state,
         status=Status.STUCK,

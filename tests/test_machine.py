@@ -189,6 +189,8 @@ def test_a_consumers_error_compensates_what_is_done_and_not_what_never_began() -
     assert [effect.step for effect in turned.state.effects] == ["A", "B"]
     assert (turned.state.failed_step, turned.state.error) == ("", Error("ValueError", "consumer"))
     assert turned.state.in_flight is True
+    nothing_done = machine.turn_back(machine.start(ABC, "{}"), WHY).state
+    assert (nothing_done.status, nothing_done.in_flight) == (Status.FAILED, False)
     assert turned.record is None
     assert turned.events == ("saga_compensating",)
 
