@@ -78,6 +78,10 @@ def take_over(saga: Saga[Any], claim: Claim, context: Any = None) -> Flow[Run]:
     """Make an acquired execution ready to be driven, or STUCK where code or context are lost."""
     run = Run(saga, claim, context)
     codec = run.definition.codec
+    if run.leased and (flaw := machine.flaw(claim.state)):
+        reason = f"Its row contradicts itself, it must have been edited: {flaw}."
+        yield from save(run, machine.stick(claim.state, reason, _as_it_began(claim)))
+        return run
     try:
         if context is None or not isinstance(context, run.definition.context_type):
             run.context = codec.decode(claim.state.context)

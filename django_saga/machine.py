@@ -257,6 +257,30 @@ def needed_steps(state: State) -> tuple[str, ...]:
     return undo + tuple(name for entry in (here, *ahead) for name in entry)
 
 
+def flaw(state: State) -> str:
+    """What contradicts itself in an active state; empty for each that came about by these rules."""
+    names = [name for entry in state.plan for name in entry]
+    if not names or not all(1 <= len(entry) <= 2 for entry in state.plan):
+        return "its plan is no list of steps"
+    acted = [effect.step for effect in state.effects]
+    if len({*names}) < len(names) or len({*acted}) < len(acted):
+        return "a step is named twice"
+    undo = [effect.step for effect in state.effects if effect.undo is None]
+    if state.action is Action.COMPENSATE:
+        if state.step not in undo:
+            return f"it is to compensate {state.step!r}, which has done nothing"
+    elif state.status is Status.COMPENSATING or state.step not in names:
+        return f"it is to act in {state.step!r}, which does not come next"
+    elif any(effect.undo and effect.step == state.step for effect in state.effects):
+        return f"it is to act in {state.step!r}, which is undone"
+    if max(state.attempt, state.failures, state.recoveries) > _MOST:
+        return "it has been attempted more often than can be counted"
+    return ""
+
+
+_MOST = 2**31 - 1000  # a column's limit, and room for what is still to come
+
+
 # An act has ended
 
 

@@ -15,7 +15,7 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
 from django_saga import machine
-from django_saga.machine import Action, Effect, Error, Plan, State
+from django_saga.machine import Error, State
 
 
 class SagaExecution(models.Model):
@@ -107,25 +107,14 @@ class SagaExecution(models.Model):
 
     @property
     def state(self) -> State:
-        """What the machine decides on."""
+        """What the machine decides on; raises msgspec.ValidationError where it was spoilt."""
         failed = self.error_type or self.error_message
-        return State(
-            status=machine.Status(self.status),
-            plan=msgspec.convert(self.plan, Plan),
-            context=self.context,
-            step=self.step,
-            action=Action(self.action),
-            attempt=self.attempt,
-            failures=self.failures,
-            in_flight=bool(self.in_flight),
-            atomic=bool(self.atomic),
-            effects=msgspec.convert(self.effects, tuple[Effect, ...]),
-            recoveries=self.recoveries,
-            fallback_context=self.fallback_context,
-            failed_step=self.failed_step,
-            error=Error(self.error_type, self.error_message) if failed else None,
-            stuck_reason=self.stuck_reason,
-        )
+        columns = {name: getattr(self, name) for name in _STATE} | {
+            "in_flight": bool(self.in_flight),
+            "atomic": bool(self.atomic),
+            "error": Error(self.error_type, self.error_message) if failed else None,
+        }
+        return msgspec.convert(columns, State)
 
     @classmethod
     def of(cls, alias: str | None, columns: Mapping[str, Any], state: State) -> SagaExecution:
@@ -145,6 +134,9 @@ class SagaExecution(models.Model):
     def duration(self) -> timedelta:
         """From its creation to its end, or to its latest change."""
         return (self.finished_at or self.updated_at) - self.created_at
+
+
+_STATE = [name for name in State.__struct_fields__ if name != "error"]
 
 
 @cache

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from typing import Protocol
 from uuid import UUID, uuid5
 
 from django.core.exceptions import PermissionDenied
+from django.db import DataError
 from django.db.models import Case, Q
 
 from django_saga import machine, registry
@@ -94,11 +96,11 @@ def recover(
         case Verdict.DRIVEN:
             raise SagaAlreadyRunning(
                 f"{_name(execution)} is being driven by {execution.driver}; its lease lasts until "
-                f"{execution.lease_until:%Y-%m-%d %H:%M:%S} UTC."
+                f"{_moment(execution.lease_until)}."
             )
         case Verdict.WAITING:
             raise SagaError(
-                f"{_name(execution)} waits until {execution.wake_at:%Y-%m-%d %H:%M:%S} UTC for "
+                f"{_name(execution)} waits until {_moment(execution.wake_at)} for "
                 f"attempt {execution.attempt} of {execution.step}; it goes on by itself then."
             )
         case Verdict.COMPLETED:
@@ -143,7 +145,14 @@ def _read(
 ) -> SagaExecution:
     rows = SagaExecution.objects.using(storage.alias).filter(pk__in=[_uuid(saga_id)])
     annotations = {"verdict": verdict} if verdict else {}
-    execution = rows.annotate(db_now=DatabaseNow(), **annotations).first()
+    try:
+        execution = rows.annotate(db_now=DatabaseNow(), **annotations).first()
+        if execution is not None:
+            execution.state  # noqa: B018
+    except (DataError, ValueError) as error:  # msgspec.ValidationError too
+        raise SagaError(
+            f"Saga execution {saga_id} cannot be read, was its row edited? {error}"
+        ) from error
     if execution is None:
         raise SagaNotFound(f"No saga execution has the id {saga_id}.")
     return execution
@@ -162,6 +171,10 @@ def _claim(execution: SagaExecution) -> Claim:
         execution.db_now,  # type: ignore[attr-defined]
         execution=execution,
     )
+
+
+def _moment(time: datetime | None) -> str:
+    return f"{time:%Y-%m-%d %H:%M:%S} UTC" if time else "a time that cannot be read"
 
 
 def _name(execution: SagaExecution) -> str:

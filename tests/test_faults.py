@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
+from django.conf import settings as django_settings
 from django.contrib.auth.models import Group
 from django.db import OperationalError, connection, connections, transaction
 from django.db.backends.utils import CursorWrapper
@@ -20,16 +21,18 @@ from django_saga import (
     LeaseLost,
     RetryLater,
     Saga,
+    SagaError,
     SagaFailed,
     SagaNotFound,
     StorageUnavailable,
     current_step,
+    operations,
     recover_saga,
     signals,
 )
 from django_saga.conf import conf
 from django_saga.models import SagaExecution
-from django_saga.recovery import sweep
+from django_saga.recovery import BATCH, sweep
 from django_saga.storage import DjangoSagaStorage
 from django_saga.storage.sql import EXECUTIONS
 from tests.steps import Calls, Log, make_step, raises
@@ -411,3 +414,103 @@ def test_what_has_ended_stays_as_it_ended_when_its_saga_is_gone(calls: Calls) ->
     assert recover_saga(completed.pk).status == "COMPLETED"
     assert recover_saga(failure.value.execution.pk).status == "FAILED"
     assert SagaExecution.objects.get(pk=completed.pk).status == "COMPLETED"
+
+
+# Rows that were edited by hand
+
+
+def interrupted(saga: type[Saga[Log]], alias: str = "default") -> uuid.UUID:
+    """An execution whose driver is gone in its first step, due at once."""
+    transaction = saga(storage=DjangoSagaStorage(alias)).transaction(Log())
+    next(iter(transaction))
+    rows(alias).filter(pk=transaction.saga_id).update(lease_until=None)
+    return transaction.saga_id
+
+
+def rows(alias: str) -> Any:
+    return SagaExecution.objects.using(alias)
+
+
+@pytest.fixture
+def edited(calls: Calls) -> type[Saga[Log]]:
+    class Edited(Saga[Log]):
+        name = "tests.edited"
+        steps = [make_step("A", calls), make_step("B", calls)]
+
+    return Edited
+
+
+@pytest.mark.parametrize("inline", [True, False])
+@pytest.mark.parametrize("alias", django_settings.DATABASES)
+def test_rows_that_cannot_be_read_do_not_use_up_a_sweep(
+    alias: str, inline: bool, edited: type[Saga[Log]]
+) -> None:
+    spoilt = [interrupted(edited, alias) for _ in range(BATCH + 1)]
+    rows(alias).filter(pk__in=spoilt).update(plan={"no": "plan"})
+    well = interrupted(edited, alias)
+    swept = list(sweep(inline=inline, storage=DjangoSagaStorage(alias), saga="tests.edited"))
+    assert [recovered.saga_id for recovered in swept] == [well]
+    limited = list(sweep(limit=1, storage=DjangoSagaStorage(alias), saga="tests.edited"))
+    assert limited == []
+    rows(alias).filter(saga="tests.edited").delete()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("step", "Nowhere"),
+        ("plan", []),
+        ("plan", [[]]),
+        ("plan", [["A"], ["B"], ["B"]]),
+        ("plan", [["A", "B", "C"]]),
+        ("status", "COMPENSATING"),
+        ("action", "compensate"),
+        ("effects", [["A", "DONE"], ["A", "DONE"]]),
+        ("effects", [["A", "DONE"], ["B", "DONE", "DONE"]]),
+        ("recoveries", 2**31 - 1),
+        ("attempt", 2**31 - 1),
+    ],
+)
+@pytest.mark.parametrize("alias", ["default", "sqlite"])
+def test_a_row_that_contradicts_itself_is_stuck_before_anything_is_called(
+    alias: str, column: str, value: Any, edited: type[Saga[Log]], calls: Calls
+) -> None:
+    id = interrupted(edited, alias)
+    assert rows(alias).filter(pk=id).update(**{column: value}) == 1
+    stuck = recover_saga(id, storage=DjangoSagaStorage(alias))
+    assert (stuck.status, calls) == ("STUCK", ["act A"])
+    assert "contradicts itself" in stuck.stuck_reason
+
+
+def test_times_that_python_cannot_read_do_not_end_a_sweep(edited: type[Saga[Log]]) -> None:
+    """PostgreSQL knows infinity, and people use it."""
+    endless, well = interrupted(edited), interrupted(edited)
+    with connection.cursor() as cursor:
+        query = f"UPDATE {EXECUTIONS} SET wake_at = '-infinity' WHERE id = %s"
+        cursor.execute(query, [endless])
+    swept = list(sweep(saga="tests.edited"))
+    assert [(recovered.saga_id, recovered.status) for recovered in swept] == [(well, "COMPLETED")]
+    for use in (recover_saga, operations.recover, operations.retry):
+        with pytest.raises(SagaError, match="cannot be read"):
+            use(endless)
+    with connection.cursor() as cursor:
+        cursor.execute(f"UPDATE {EXECUTIONS} SET wake_at = NULL WHERE id = %s", [endless])
+
+
+def test_a_lease_that_is_no_time_is_told(edited: type[Saga[Log]]) -> None:
+    id = interrupted(edited, "sqlite")
+    with connections["sqlite"].cursor() as cursor:
+        query = f"UPDATE {EXECUTIONS} SET lease_until = 'tomorrow' WHERE id = %s"
+        cursor.execute(query, [id.hex])
+    with pytest.raises(SagaError, match="cannot be leased"):
+        recover_saga(id, storage=DjangoSagaStorage("sqlite"))
+    with pytest.raises(SagaError, match="a time that cannot be read"):
+        operations.recover(id, storage=DjangoSagaStorage("sqlite"))
+
+
+def test_operators_are_told_of_a_row_that_cannot_be_read(edited: type[Saga[Log]]) -> None:
+    id = interrupted(edited)
+    rows("default").filter(pk=id).update(status="SPLENDID")
+    for use in (operations.recover, operations.retry):
+        with pytest.raises(SagaError, match=r"cannot be read, was its row edited.*SPLENDID"):
+            use(id)

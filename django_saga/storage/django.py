@@ -11,6 +11,7 @@ from uuid import UUID
 
 import msgspec
 from django.db import (
+    DataError,
     IntegrityError,
     InterfaceError,
     OperationalError,
@@ -120,29 +121,30 @@ class DjangoSagaStorage(SagaStorage):
         connection = self._connection
         pk = _uuid(saga_id, connection)
         params = (lease, driver, pk, saga or "", saga is None, -1 if token is None else token)
-        with _translated(connection):
-            claims = self._take(connection, _sql(connection).acquire, params, [saga_id])
-            if claims:
-                return claims[0]
-            query = f"SELECT {_sql(connection).row} FROM {EXECUTIONS} WHERE id = %s"
-            rows = self._rows(query, [pk])
-        if not rows:
-            raise SagaNotFound(f"No saga execution has the id {saga_id}.")
-        claim = rows[0]
-        if saga is not None and claim.saga != saga:
-            raise SagaNotFound(
-                f"The id {saga_id} belongs to an execution of {claim.saga!r}, not of {saga!r}."
-            )
-        if claim.state.active:
-            assert claim.execution is not None
-            if not _is_leased(claim):  # it was released between the two statements
-                return self.acquire(saga_id, driver=driver, lease=lease, saga=saga, token=token)
-            raise SagaAlreadyRunning(
-                f"Saga {claim.saga} {saga_id} is being driven by {claim.execution.driver}, in "
-                f"{claim.state.action} of step {claim.state.step}; its lease lasts until "
-                f"{claim.execution.lease_until:%Y-%m-%d %H:%M:%S} UTC."
-            )
-        return claim
+        query = f"SELECT {_sql(connection).row} FROM {EXECUTIONS} WHERE id = %s"
+        for _ in range(_TRIES):
+            with _translated(connection):
+                claims = self._take(connection, _sql(connection).acquire, params, [saga_id])
+                if claims and claims[0]:
+                    return claims[0]
+                claim = next(iter(self._rows(query, [pk])), None)
+            if claim is None:
+                raise SagaNotFound(f"No saga execution has the id {saga_id}.")
+            if saga is not None and claim.saga != saga:
+                raise SagaNotFound(
+                    f"The id {saga_id} belongs to an execution of {claim.saga!r}, not of {saga!r}."
+                )
+            if not claim.state.active:
+                return claim
+            if _is_leased(claim):
+                assert claim.execution is not None
+                raise SagaAlreadyRunning(
+                    f"Saga {claim.saga} {saga_id} is being driven by {claim.execution.driver}, in "
+                    f"{claim.state.action} of step {claim.state.step}; its lease lasts until "
+                    f"{claim.execution.lease_until:%Y-%m-%d %H:%M:%S} UTC."
+                )
+            # It was released between the two statements.
+        raise SagaError(f"Saga execution {saga_id} cannot be leased; was its row edited?")
 
     def checkpoint(self, checkpoint: Checkpoint, *, inside: bool = False) -> Saved:
         connection = self._connection
@@ -185,8 +187,8 @@ class DjangoSagaStorage(SagaStorage):
                 if cursor.rowcount == len(leases):
                     return {id for id, _ in leases}
             query = f"SELECT {sql.row} FROM {EXECUTIONS} WHERE {which}"
-            rows = self._rows(query, held)
-            return {claim.id for claim in rows if claim.state.active and _is_leased(claim)}
+            found = filter(None, self._rows(query, held))
+            return {claim.id for claim in found if claim.state.active and _is_leased(claim)}
 
     def release(
         self, saga_id: UUID, token: int, *, unstarted: bool = False, grace: float | None = None
@@ -208,6 +210,22 @@ class DjangoSagaStorage(SagaStorage):
     ) -> list[Claim]:
         if lease is not None:
             self.refuse_transaction()
+        claims: list[Claim] = []
+        while True:
+            found = self._due(limit - len(claims), driver, lease, grace, saga)
+            claims += filter(None, found)
+            # What cannot be read is claimed too, so it is not met again, and others come instead.
+            if None not in found or (lease is None and grace is None):
+                return _oldest_first(claims)
+
+    def _due(
+        self,
+        limit: int,
+        driver: str,
+        lease: float | None,
+        grace: float | None,
+        saga: str | None,
+    ) -> list[Claim | None]:
         connection = self._connection
         sql = _sql(connection)
         which = (saga or "", saga is None, limit)
@@ -223,7 +241,7 @@ class DjangoSagaStorage(SagaStorage):
                     f"WITH due AS MATERIALIZED ({sql.due}) UPDATE {EXECUTIONS} SET {change} "
                     "WHERE id IN (SELECT id FROM due)"
                 )
-                return _oldest_first(self._rows(f"{update} RETURNING {sql.row}", (*which, *times)))
+                return self._rows(f"{update} RETURNING {sql.row}", (*which, *times))
             with transaction.atomic(using=self.alias):
                 with connection.cursor() as cursor:
                     cursor.execute(sql.due, which)
@@ -232,7 +250,7 @@ class DjangoSagaStorage(SagaStorage):
                     return []
                 marks = ", ".join(["%s"] * len(ids))
                 update = f"UPDATE {EXECUTIONS} SET {change} WHERE id IN ({marks})"
-                return _oldest_first(self._take(connection, update, (*times, *ids), ids))
+                return self._take(connection, update, (*times, *ids), ids)
 
     def history(self, saga_id: UUID) -> list[SagaStepRecord]:
         with _translated(self._connection):
@@ -302,7 +320,7 @@ class DjangoSagaStorage(SagaStorage):
         update: str,
         params: Sequence[Any],
         ids: Sequence[Any],
-    ) -> list[Claim]:
+    ) -> list[Claim | None]:
         """Run an UPDATE and read the rows that it changed."""
         sql = _sql(connection)
         if sql.dialect.returns_updates:
@@ -316,15 +334,21 @@ class DjangoSagaStorage(SagaStorage):
             query = f"SELECT {sql.row} FROM {EXECUTIONS} WHERE id IN ({marks})"
             return self._rows(query, [_uuid(id, connection) for id in ids])
 
-    def _rows(self, query: str, params: Sequence[Any]) -> list[Claim]:
-        rows = SagaExecution.objects.using(self.alias).raw(query, tuple(params))
-        return [claim for row in rows if (claim := _claim(row)) is not None]
+    def _rows(self, query: str, params: Sequence[Any]) -> list[Claim | None]:
+        """What the query finds; None for each row that cannot be read."""
+        try:
+            rows = SagaExecution.objects.using(self.alias).raw(query, tuple(params))
+            return [_claim(row) for row in rows]
+        except DataError as error:
+            raise SagaError(f"What is stored cannot be read, was it edited? {error}") from error
 
 
 def _claim(row: SagaExecution) -> Claim | None:
     try:
         state = row.state
-    except (msgspec.ValidationError, ValueError) as error:
+        if not (isinstance(row.created_at, datetime) and isinstance(row.updated_at, datetime)):
+            raise ValueError("a time is missing")
+    except ValueError as error:  # msgspec.ValidationError too
         # Somebody edited it by hand; it must not stand in the way of the others.
         logger.error("Saga execution %s cannot be read: %s", row.pk, error)
         return None
@@ -475,4 +499,5 @@ def _is_outdated(error: Exception) -> bool:
     )
 
 
+_TRIES = 5  # to acquire what is released again and again
 _DUPLICATE_KEY = 1062  # MariaDB's; the others skip duplicates by themselves

@@ -47,6 +47,7 @@ class Dialect:
     returns_updates: bool = False
     one_statement: bool = False
     skip_locked: str = ""
+    readable: str = ""  # whether Python can read a row's times at all
 
 
 DIALECTS = {
@@ -60,6 +61,10 @@ DIALECTS = {
         returns_updates=True,
         one_statement=True,
         skip_locked=" FOR UPDATE SKIP LOCKED",
+        readable="".join(
+            f" AND ({time} IS NULL OR {time} BETWEEN '0001-01-02' AND '9999-12-30')"
+            for time in ("created_at", "updated_at", "finished_at", "lease_until", "wake_at")
+        ),
     ),
     "sqlite": Dialect(
         now="strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now')",
@@ -115,8 +120,8 @@ class Statements:
         self.due = (
             f"SELECT id FROM {EXECUTIONS} WHERE status IN {ACTIVE} AND {free} "
             f"AND (wake_at IS NULL OR wake_at <= {now}) "
-            f"AND (grace_until IS NULL OR grace_until <= {now}) AND (saga = {dialect.name} OR %s) "
-            f"ORDER BY created_at LIMIT %s{dialect.skip_locked}"
+            f"AND (grace_until IS NULL OR grace_until <= {now}) AND (saga = {dialect.name} OR %s)"
+            f"{dialect.readable} ORDER BY created_at LIMIT %s{dialect.skip_locked}"
         )
 
         # lease; then dialect.leases, with id and token of each
