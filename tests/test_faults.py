@@ -514,3 +514,18 @@ def test_operators_are_told_of_a_row_that_cannot_be_read(edited: type[Saga[Log]]
     for use in (operations.recover, operations.retry):
         with pytest.raises(SagaError, match=r"cannot be read, was its row edited.*SPLENDID"):
             use(id)
+
+
+def test_a_backend_that_cannot_be_told_of_a_retry_is_logged(
+    settings: Any, calls: Calls, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Stuck(Saga[Log]):
+        name = "tests.stuck"
+        steps = [make_step("A", calls)]
+
+    settings.DJANGO_SAGA = {"BACKEND": "tests.recovery_sagas.DeadBackend"}
+    id = interrupted(Stuck)
+    rows("default").filter(pk=id).update(status="STUCK", effects=[["A", "DONE"]])
+    assert operations.retry(id).status == "COMPENSATING"
+    assert "nobody answers" in caplog.text
+    assert calls == ["act A"]

@@ -286,7 +286,8 @@ class DjangoSagaStorage(SagaStorage):
             logger.exception("An on_commit() callback of an atomic step failed; the step is done")
 
     def on_commit(self, function: Callable[[], object]) -> None:
-        transaction.on_commit(function, using=self.alias, robust=True)
+        # As a function of its own: Django names what failed, and a partial has no name.
+        transaction.on_commit(lambda: function(), using=self.alias, robust=True)
 
     def refuse_transaction(self) -> None:
         connection = self._connection
