@@ -24,7 +24,7 @@ from django_saga.exceptions import LeaseLost, SagaAlreadyRunning, SagaError, Sag
 from django_saga.flow import Run
 from django_saga.models import SagaExecution
 from django_saga.recovery import _saga_of, recover_saga
-from django_saga.saga import _uuid, enqueue
+from django_saga.saga import _delay, _uuid, enqueue
 from django_saga.storage import DjangoSagaStorage
 from django_saga.storage.base import Checkpoint, Claim
 from django_saga.verdicts import DatabaseNow, Verdict, recover_verdict, retry_verdict
@@ -59,6 +59,7 @@ def retry(
     ``retry_sagaexecution``; SagaNotFound, UnknownSaga, InvalidContext; SagaError saying why not.
     """
     _permit(user, "retry")
+    delay = _delay(delay, "retry()")
     storage = storage or DjangoSagaStorage()
     execution = _read(saga_id, storage, retry_verdict())
     if status is not None and execution.status != status:

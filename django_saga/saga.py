@@ -259,8 +259,7 @@ def enqueue(
     """See :meth:`Saga.enqueue`; ``retry_of`` links the execution that this one repeats."""
     from django_saga.models import new_id
 
-    if not 0 <= delay <= 366 * 86400:
-        raise SagaError(f"enqueue() takes a delay between 0 seconds and a year, not {delay!r}.")
+    delay = _delay(delay, "enqueue()")
     encoded = saga.definition.codec.encode(context, limit=conf.CONTEXT_LIMIT)
     state = machine.start(saga.definition.plan, encoded, pending=True)
     storage, backend = saga.storage, saga.backend
@@ -330,6 +329,12 @@ def _context_of(saga: type[Saga[Any]]) -> Any:
 
 
 _hand_over = partial(engine.let_go, hand_over=True)
+
+
+def _delay(seconds: object, what: str) -> float:
+    if not isinstance(seconds, (int, float)) or not 0 <= seconds <= 366 * 86400:
+        raise SagaError(f"{what} takes a delay between 0 seconds and a year, not {shown(seconds)}.")
+    return float(seconds)
 
 
 def _uuid(saga_id: object) -> UUID | None:

@@ -76,6 +76,17 @@ def test_a_failed_one_starts_anew_linked_with_its_original_context(
     assert rows(alias).get(pk=failed.pk).status == "FAILED"
 
 
+@pytest.mark.parametrize("delay", [-1, float("nan"), 10**400, "soon", None])
+def test_a_delay_that_is_none_is_refused_and_nothing_is_changed(
+    alias: str, storage: DjangoSagaStorage, delay: Any
+) -> None:
+    for trip in (failed_trip(alias=alias), stuck_trip(alias=alias)):
+        with pytest.raises(SagaError, match=r"retry\(\) takes a delay between 0 seconds"):
+            retry(trip.pk, delay=delay, storage=storage)
+        assert rows(alias).get(pk=trip.pk).status == trip.status
+    assert rows(alias).count() == 2
+
+
 def test_one_is_started_anew_once_and_its_failed_retry_can_be_retried(
     alias: str, storage: DjangoSagaStorage
 ) -> None:
