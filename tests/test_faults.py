@@ -222,10 +222,10 @@ def test_a_driver_that_lost_its_connection_does_not_take_anothers_end_for_its_ow
 
     def overtake(execute: Callable[..., Any], sql: str, *rest: Any) -> Any:
         if sql.startswith("WITH execution") and not ends:
+            terminate(connection.connection.info.backend_pid)
             thread = Thread(target=finish_elsewhere)
             thread.start()
             thread.join()
-            terminate(connection.connection.info.backend_pid)
         return execute(sql, *rest)
 
     signals.saga_completed.connect(note_end, sender=Overtaken)
