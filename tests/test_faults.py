@@ -201,10 +201,8 @@ def test_an_atomic_step_whose_handler_meets_the_lost_connection_is_run_again(
 
 
 def test_a_driver_that_lost_its_connection_does_not_take_anothers_end_for_its_own(
-    calls: Calls, settings: Any
+    calls: Calls,
 ) -> None:
-    settings.DJANGO_SAGA = {"LEASE": 1}  # so long does its transaction keep the other waiting
-
     class Overtaken(Saga[Log]):
         name = "tests.overtaken"
         steps = [make_step("A", calls, act=write_group, compensate=delete_group, atomic=True)]

@@ -53,7 +53,7 @@ def pytest_terminal_summary(
 
 
 def told(numbers: dict[str, float]) -> str:
-    return ", ".join(f"{number:,g} {name}" for name, number in numbers.items())
+    return ", ".join(f"{number:,.10g} {name}" for name, number in numbers.items())
 
 
 def note(figures: Figures, file: Path) -> None:
