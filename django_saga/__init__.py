@@ -18,6 +18,7 @@ from django_saga.exceptions import (
     SagaNotFound,
     SagaStuck,
     StorageUnavailable,
+    TransactionLeftOpen,
     UnknownSaga,
 )
 from django_saga.machine import Retry
@@ -47,6 +48,7 @@ __all__ = [
     "SagaStuck",
     "SagaTransaction",
     "StorageUnavailable",
+    "TransactionLeftOpen",
     "UnknownSaga",
     "arecover_saga",
     "current_step",

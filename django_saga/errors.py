@@ -5,7 +5,13 @@ from __future__ import annotations
 import traceback
 
 from django_saga.conf import conf
-from django_saga.exceptions import Abort, CircuitOpen, InvalidDefinition, RetryLater
+from django_saga.exceptions import (
+    Abort,
+    CircuitOpen,
+    InvalidDefinition,
+    RetryLater,
+    TransactionLeftOpen,
+)
 from django_saga.machine import Error, Outcome, Report
 from django_saga.steps import Fallback, StepType
 from django_saga.texts import said_by
@@ -13,8 +19,9 @@ from django_saga.texts import said_by
 
 def report_of(error: Exception, step: StepType, fallback: Fallback | None, context: str) -> Report:
     """The report of an attempt that ended with this exception."""
+    uncertain = (*step.uncertain, TransactionLeftOpen)
     return Report(
-        outcome=Outcome.UNKNOWN if isinstance(error, step.uncertain) else Outcome.FAILED,
+        outcome=Outcome.UNKNOWN if isinstance(error, uncertain) else Outcome.FAILED,
         context=context,
         error=describe(error),
         retry_after=error.seconds if isinstance(error, RetryLater) else None,

@@ -16,6 +16,13 @@ class InvalidDefinition(SagaError):
     """A saga or a step is declared wrongly; the message names saga, position and step."""
 
 
+class TransactionLeftOpen(InvalidDefinition):
+    """A handler returned inside a transaction; it is rolled back, and what else it did is undone.
+
+    The step counts as one whose outcome is unknown: it is compensated, and not tried again.
+    """
+
+
 class InvalidContext(SagaError):
     """A context cannot be stored or restored; the message names the field."""
 

@@ -527,3 +527,29 @@ def test_a_backend_that_cannot_be_told_of_a_retry_is_logged(
     assert operations.retry(id).status == "COMPENSATING"
     assert "nobody answers" in caplog.text
     assert calls == ["act A"]
+
+
+@pytest.mark.parametrize("how", ["atomic", "autocommit"])
+@pytest.mark.parametrize("driver", ["sync", "async"])
+@pytest.mark.parametrize("raises", [False, True], ids=["returns", "raises"])
+def test_a_transaction_that_a_handler_leaves_open_is_rolled_back_and_told(
+    calls: Calls, how: str, driver: str, raises: bool
+) -> None:
+    def leave_open(context: Log) -> None:
+        if how == "atomic":
+            transaction.atomic().__enter__()
+        else:
+            transaction.set_autocommit(False)
+        Group.objects.create(name="left open")
+        if raises:
+            raise RuntimeError("no")
+
+    steps = [make_step("A", calls), make_step("B", calls, act=leave_open)]
+    saga = Saga(steps=steps, name="tests.left_open")
+    with pytest.raises(SagaFailed, match="RuntimeError" if raises else "act of step B left a tr"):
+        saga.run(Log()) if driver == "sync" else async_to_sync(saga.arun)(Log())
+    undone = ["compensate A"] if raises else ["compensate B", "compensate A"]
+    assert calls == ["act A", "act B", *undone]
+    assert not Group.objects.filter(name="left open").exists()
+    assert connection.get_autocommit(), "whatever comes next in this thread is not in its way"
+    Saga(steps=[make_step("A", calls)], name="tests.next").run(Log())

@@ -149,5 +149,9 @@ class SagaStorage(ABC):
         """Raise InsideTransaction where a transaction of the caller's is open."""
 
     @abstractmethod
+    def end_transaction(self) -> None:
+        """Roll back the transaction that a handler left open in this thread."""
+
+    @abstractmethod
     def execution(self, claim: Claim, state: State, at: datetime, leased: bool) -> SagaExecution:
         """The model instance of a claim as it stands, without reading it again."""

@@ -304,6 +304,11 @@ class DjangoSagaStorage(SagaStorage):
                 "django.db.transaction.non_atomic_requests."
             )
 
+    def end_transaction(self) -> None:
+        connection = self._connection
+        connection.close()
+        connection.connect()  # which also forgets the blocks that were open
+
     def execution(self, claim: Claim, state: State, at: datetime, leased: bool) -> SagaExecution:
         if claim.execution is None:
             claim.execution = SagaExecution.of(self.alias, _columns(claim), claim.state)

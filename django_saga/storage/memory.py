@@ -218,6 +218,9 @@ class MemorySagaStorage(SagaStorage):
     def refuse_transaction(self) -> None:
         """A caller's transaction is no concern of this storage."""
 
+    def end_transaction(self) -> None:
+        """See :meth:`refuse_transaction`."""
+
     def execution(self, claim: Claim, state: State, at: datetime, leased: bool) -> SagaExecution:
         from django_saga.models import SagaExecution
 
