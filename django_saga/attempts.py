@@ -53,8 +53,8 @@ def _save_done(run: Run, began: float) -> Flow[None]:
         yield from save(run, _settle_done(run), began)
     except InsideTransaction as error:
         left = TransactionLeftOpen(
-            f"{run.state.action} of step {run.state.step} left a transaction open on the sagas' database. "
-            "It was rolled back; let every atomic() block end within the handler."
+            f"{run.state.action} of step {run.state.step} left a transaction open on the sagas' "
+            "database. It was rolled back; let every atomic() block end within the handler."
         )
         raise HandlerRaised(left) from error
 
