@@ -495,6 +495,19 @@ def test_times_that_python_cannot_read_do_not_end_a_sweep(edited: type[Saga[Log]
         cursor.execute(f"UPDATE {EXECUTIONS} SET wake_at = NULL WHERE id = %s", [endless])
 
 
+@pytest.mark.parametrize("alias", django_settings.DATABASES)
+def test_a_token_that_cannot_be_raised_does_not_end_a_sweep(
+    alias: str, edited: type[Saga[Log]]
+) -> None:
+    last, well = interrupted(edited, alias), interrupted(edited, alias)
+    rows(alias).filter(pk=last).update(token=2**63 - 1)
+    storage = DjangoSagaStorage(alias)
+    assert [r.saga_id for r in sweep(storage=storage, saga="tests.edited")] == [well]
+    with pytest.raises(SagaError, match="cannot be leased; was its row edited"):
+        recover_saga(last, storage=storage)
+    rows(alias).filter(pk=last).delete()
+
+
 def test_a_lease_that_is_no_time_is_told(edited: type[Saga[Log]]) -> None:
     id = interrupted(edited, "sqlite")
     with connections["sqlite"].cursor() as cursor:

@@ -14,6 +14,8 @@ RECORDS = "django_saga_sagasteprecord"
 
 ACTIVE = "('PENDING', 'RUNNING', 'COMPENSATING')"
 
+TAKEABLE = f"token < {2**63 - 1}"  # one more would not fit, and fail for all others too
+
 CREATED = (
     "id",
     "saga",
@@ -109,7 +111,8 @@ class Statements:
         # as take, then id, saga, saga, token
         self.acquire = (
             f"UPDATE {EXECUTIONS} SET {self.take} WHERE id = %s "
-            f"AND (saga = {dialect.name} OR %s) AND status IN {ACTIVE} AND ({free} OR token = %s)"
+            f"AND (saga = {dialect.name} OR %s) AND status IN {ACTIVE} AND {TAKEABLE} "
+            f"AND ({free} OR token = %s)"
         )
         # seconds, at most; what has waited long is left alone for as long again, so that a long
         # queue is not told of the same executions at every sweep
@@ -118,7 +121,7 @@ class Statements:
         self.leave_alone = f"grace_until = {dialect.after.format(longer)}"
         # saga, any saga, limit
         self.due = (
-            f"SELECT id FROM {EXECUTIONS} WHERE status IN {ACTIVE} AND {free} "
+            f"SELECT id FROM {EXECUTIONS} WHERE status IN {ACTIVE} AND {TAKEABLE} AND {free} "
             f"AND (wake_at IS NULL OR wake_at <= {now}) "
             f"AND (grace_until IS NULL OR grace_until <= {now}) AND (saga = {dialect.name} OR %s)"
             f"{dialect.readable} ORDER BY created_at LIMIT %s{dialect.skip_locked}"
