@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Generic, TypeVar, get_type_hints
 
@@ -63,6 +64,8 @@ class ContextCodec(Generic[ContextT]):
         try:
             encoded = _prove(context, self._decoder)
         except Exception as error:  # also from a __post_init__
+            if not _fails(_prove, context, self._decoder):
+                raise
             culprit = self._culprit(context)
             raise InvalidContext(f"{culprit} cannot be stored: {said_by(error)}") from error
         if len(encoded) > limit:
@@ -78,6 +81,8 @@ class ContextCodec(Generic[ContextT]):
         try:
             return self._decoder.decode(stored)
         except Exception as error:  # also from a __post_init__
+            if not _fails(self._decoder.decode, stored):
+                raise
             raise InvalidContext(
                 f"The stored context no longer fits {self.context_type.__qualname__}: "
                 f"{said_by(error)}"
@@ -123,6 +128,18 @@ class ContextCodec(Generic[ContextT]):
         sizes = {name: len(_ENCODER.encode(getattr(context, name))) for name in self._fields}
         name = max(sizes, key=sizes.__getitem__, default="")
         return name, sizes.get(name, 0)
+
+
+def _fails(function: Callable[..., object], *args: Any) -> bool:
+    """Whether it fails again: what does not was no fault of the context's.
+
+    A signal handler, such as RQ's timeout, raises anywhere, and memory can run out anywhere.
+    """
+    try:
+        function(*args)
+    except Exception:
+        return True
+    return False
 
 
 def _prove(value: Any, decoder: msgspec.json.Decoder[Any]) -> bytes:

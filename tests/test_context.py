@@ -554,3 +554,25 @@ def test_annotations_as_text_are_understood(build: Callable[..., Any]) -> None:
     """This module's annotations all are: "from __future__ import annotations"."""
     codec = ContextCodec[Any](build)
     assert codec.decode(codec.encode(build(1), limit=LIMIT)) == build(1)
+
+
+def test_what_strikes_while_a_context_is_stored_or_restored_is_no_fault_of_its_own() -> None:
+    """Memory runs out, or a signal handler raises: said as it is, and not as InvalidContext."""
+    left = [1]
+
+    @dataclass
+    class Struck(SagaContext):
+        number: int
+
+        def __post_init__(self) -> None:
+            if not left[0]:
+                left[0] = 1
+                raise MemoryError
+
+    context = Struck(1)
+    codec = ContextCodec(Struck)
+    for way in (lambda: codec.encode(context, limit=LIMIT), lambda: codec.decode('{"number":1}')):
+        left[0] = 0
+        with pytest.raises(MemoryError):
+            way()
+        way()
