@@ -10,9 +10,11 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache, partial
+from traceback import walk_tb
 from typing import Any, TypeVar
 
 from asgiref.sync import async_to_sync, sync_to_async
+from django.db import Error as DatabaseError
 from msgspec.structs import replace
 
 from django_saga import signals
@@ -21,7 +23,6 @@ from django_saga.exceptions import (
     InvalidDefinition,
     LeaseLost,
     SagaError,
-    StorageUnavailable,
 )
 from django_saga.flow import (
     Announce,
@@ -51,16 +52,19 @@ def drive(flow: Flow[T]) -> T:
         raise
     answer: Any = None
     error: BaseException | None = None
-    while True:
-        try:
-            ask = flow.send(answer) if error is None else flow.throw(error)
-        except StopIteration as stop:
-            return stop.value  # type: ignore[no-any-return]
-        answer = error = None
-        try:
-            answer = _do(ask)
-        except BaseException as raised:
-            error = raised
+    try:
+        while True:
+            try:
+                ask = flow.send(answer) if error is None else flow.throw(error)
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]
+            answer = error = None
+            try:
+                answer = _do(ask)
+            except BaseException as raised:
+                error = raised
+    finally:
+        flow.close()  # interrupted right here it would be kept, and its lease too, by a traceback
 
 
 def refuse_running_loop(instead: str) -> None:
@@ -90,10 +94,11 @@ def _do(ask: Any) -> Any:
 def _made(ask: Call) -> Any:
     """The handler, from the container or just made; where that is async, what to await for it."""
     container = ask.run.saga.container
+    maker = ask.step.__init__ if container is None else container.resolve
     try:
-        return container.resolve(ask.step) if container is not None else _make(ask.step)
+        return _make(ask.step) if container is None else maker(ask.step)
     except Exception as error:
-        raise HandlerRaised(error) from error
+        raise _raised_by(maker, error) from error
 
 
 def _make(step: StepType) -> Any:
@@ -110,7 +115,24 @@ async def _awaited(awaitable: Awaitable[Any]) -> Any:
     try:
         return await awaitable
     except Exception as error:
-        raise HandlerRaised(error) from error
+        raise _raised_by(awaitable, error) from error
+
+
+def _raised_by(called: Any, error: Exception) -> Exception:
+    """What to raise for an error: HandlerRaised, unless it struck our own lines around the call.
+
+    A signal handler, such as RQ's timeout, raises anywhere, and memory can run out anywhere. Where
+    the call itself did not raise, nothing is known of what it did: that is an interruption.
+    """
+    if isinstance(error, (SagaError, TimeoutError, TypeError)):  # ours; or the call does not fit
+        return HandlerRaised(error)
+    function = getattr(called, "__func__", called)
+    code = getattr(function, "__code__", getattr(called, "cr_code", None))
+    if code is None:  # not Python's: it leaves no frame
+        struck = called is object.__init__
+    else:
+        struck = all(frame.f_code is not code for frame, _ in walk_tb(error.__traceback__))
+    return error if struck else HandlerRaised(error)
 
 
 def _method(ask: Call, handler: Any) -> Callable[[Any], Any]:
@@ -149,9 +171,7 @@ def _call_inside(ask: CallInside, method: Callable[[Any], Any]) -> Any:
         with ask.transaction():
             answer = call_handler(ask.call, method), ask.checkpoint()
         return answer
-    except (HandlerRaised, StorageUnavailable, LeaseLost):
-        raise
-    except Exception as error:
+    except DatabaseError as error:
         # The database refused what the handler had written, at the latest at the commit.
         raise HandlerRaised(error) from error
 
@@ -175,7 +195,7 @@ def call_handler(ask: Call, method: Callable[[Any], Any]) -> Any:
                 "declare it with async def."
             )
     except Exception as error:
-        raise HandlerRaised(error) from error
+        raise _raised_by(method, error) from error
     finally:
         _current.reset(current)
         ask.run.until = None
@@ -198,7 +218,7 @@ async def call_async_handler(ask: Call, method: Callable[[Any], Any]) -> Any:
             async with asyncio.timeout(ask.step.timeout):
                 return await method(ask.run.context)
     except Exception as error:
-        raise HandlerRaised(error) from error
+        raise _raised_by(method, error) from error
     finally:
         _current.reset(current)
         ask.run.until = None
@@ -246,6 +266,7 @@ class AsyncDriver:
         self._pause: asyncio.Future[None] | None = None
         self._run: Run | None = None
         self._stopping = False
+        self._cancelled: asyncio.CancelledError | None = None  # what met the task itself
 
     async def drive(
         self,
@@ -260,20 +281,23 @@ class AsyncDriver:
         lease and hand the execution over, and only then raises CancelledError. ``give_up`` is what
         to do with a result that nobody gets any more.
         """
-        self._run = run
+        self._run, self._cancelled = run, None
+        interruption: BaseException | None = None
         task = asyncio.ensure_future(self._drive(flow))
-        cancelled: asyncio.CancelledError | None = None
-        while not task.done():
+        while True:
             try:
-                await asyncio.wait((task,))
-            except asyncio.CancelledError as error:
-                cancelled = error
+                while not task.done():
+                    await asyncio.wait((task,))
+                break
+            except BaseException as error:  # whatever it is, the task must not go on alone
+                interruption = error
                 self._stop()
-        if cancelled is not None:
+        interruption = interruption or self._cancelled
+        if interruption is not None:
             # Asking for the exception marks it as seen; the caller has gone.
             if not task.cancelled() and task.exception() is None and give_up is not None:
                 await self.drive(give_up(task.result()))
-            raise cancelled
+            raise interruption
         return task.result()
 
     def _stop(self) -> None:
@@ -286,16 +310,19 @@ class AsyncDriver:
     async def _drive(self, flow: Flow[T]) -> T:
         answer: Any = None
         error: BaseException | None = None
-        while True:
-            try:
-                ask = flow.send(answer) if error is None else flow.throw(error)
-            except StopIteration as stop:
-                return stop.value  # type: ignore[no-any-return]
-            answer = error = None
-            try:
-                answer = await self._do(ask)
-            except BaseException as raised:
-                error = raised
+        try:
+            while True:
+                try:
+                    ask = flow.send(answer) if error is None else flow.throw(error)
+                except StopIteration as stop:
+                    return stop.value  # type: ignore[no-any-return]
+                answer = error = None
+                try:
+                    answer = await self._do(ask)
+                except BaseException as raised:
+                    error = raised
+        finally:
+            flow.close()
 
     async def _do(self, ask: Any) -> Any:
         match ask:
@@ -337,20 +364,28 @@ class AsyncDriver:
                 except BaseException as error:
                     done.set_exception(error)
 
-        task = asyncio.ensure_future(sync_to_async(work)())
-        await self._outlast(task)
-        if task.cancelled():
-            if done.cancel():  # it never began
-                raise asyncio.CancelledError
-            # A loop that shuts down cancels every task, this one too; but not its thread.
-            await self._outlast(asyncio.wrap_future(done))
-        return done.result()
+        try:
+            task = asyncio.ensure_future(sync_to_async(work)())
+            await self._outlast(task)
+            if task.cancelled():
+                if done.cancel():  # it never began
+                    raise asyncio.CancelledError
+                # A loop that shuts down cancels every task, this one too; but not its thread.
+                await self._outlast(asyncio.wrap_future(done))
+            elif not done.done():
+                task.result()  # raises why: the thread that sync code runs in has gone, say
+            return done.result()
+        except BaseException:
+            if self._run is not None and not (done.cancel() or done.done()):
+                self._run.abandoned = True
+            raise
 
     async def _outlast(self, waited: asyncio.Future[Any]) -> None:
         while not waited.done():
             try:
                 await asyncio.wait((waited,))
-            except asyncio.CancelledError:
+            except asyncio.CancelledError as error:
+                self._cancelled = error
                 self._stop()
 
     async def _sleep(self, seconds: float) -> None:

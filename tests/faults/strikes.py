@@ -1,0 +1,81 @@
+"""Raises an exception at the n-th line of django_saga that this thread executes."""
+
+from __future__ import annotations
+
+import dis
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import django_saga
+from tests.faults import noted
+
+HOME = str(Path(django_saga.__file__).parent) + os.sep
+
+
+class Strike:
+    """Counts the executed lines, and raises ``error`` once ``at`` of them are reached."""
+
+    def __init__(self, at: int | None, error: type[BaseException], within: str = "") -> None:
+        self.at, self.error, self.home = at, error, HOME + within
+        self.lines = 0
+        self.fired = ""
+        """Where it was raised."""
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
+        by_handler = frame.f_back is not None and frame.f_back.f_code.co_filename == noted.__file__
+        # What a handler calls belongs to the handler: its errors are the handler's own.
+        ours = frame.f_code.co_filename.startswith(self.home)
+        return self._line if ours and not by_handler else None
+
+    def _line(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if event == "line" and frame.f_lasti not in safe_in(frame.f_code):
+            self.lines += 1
+            if self.lines == self.at:
+                code = frame.f_code
+                file = code.co_filename.removeprefix(HOME)
+                self.fired = f"{file}:{frame.f_lineno} in {code.co_qualname}"
+                raise self.error(f"at {self.fired}")  # Python then stops tracing
+        return self._line
+
+
+@contextmanager
+def striking(
+    at: int | None, error: type[BaseException] = KeyboardInterrupt, within: str = ""
+) -> Iterator[Strike]:
+    """Strike in this thread, in the block; ``at`` None: only count. ``within``: in one module."""
+    strike, before = Strike(at, error, within), sys.gettrace()
+    sys.settrace(strike)
+    try:
+        yield strike
+    finally:
+        sys.settrace(before)
+
+
+@cache
+def safe_in(code: CodeType) -> frozenset[int]:
+    """Instructions at which nothing ever raises, though a tracer sees a line there.
+
+    Python looks for signals only after calls, at jumps back and where a function begins. So not at
+    a ``try:``, not on the way into or out of an ``except``, and not where a ``with`` block has
+    ended and its ``__exit__`` is about to be called.
+    """
+    instructions = [i for i in dis.get_instructions(code) if i.opname != "CACHE"]
+    safe = {i.offset for i in instructions if i.opname in _SAFE}
+    for at, instruction in enumerate(instructions):
+        # A value that is about to be returned is put out of the way first.
+        call = at + (instruction.opname == "SWAP")
+        arguments = instructions[call : call + 3]
+        if len(arguments) == 3 and all(
+            i.opname == "LOAD_CONST" and i.argval is None for i in arguments
+        ):
+            safe.add(instruction.offset)
+    return frozenset(safe)
+
+
+_SAFE = ("NOP", "PUSH_EXC_INFO", "POP_EXCEPT", "WITH_EXCEPT_START", "RERAISE")

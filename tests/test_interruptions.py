@@ -1,0 +1,224 @@
+"""Exceptions that no handler raised: Ctrl-C, a signal handler's, a lack of memory, in our lines.
+
+``tests/faults/test_interrupts.py`` raises them at every line; here are the faults that it found.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+
+from django_saga import Saga, SagaAlreadyRunning, current_step, drivers, recover_saga
+from django_saga.drivers import AsyncDriver, drive
+from django_saga.flow import Do
+from django_saga.storage import SagaStorage
+from tests.faults.strikes import striking
+from tests.steps import Calls, Log, make_step
+
+pytestmark = pytest.mark.usefixtures("committing_databases")
+
+
+@pytest.fixture
+def calls() -> Calls:
+    return Calls()
+
+
+class Unlucky:
+    """A response at which looking raises, as where memory runs out just then."""
+
+    @property
+    def __class__(self) -> Any:
+        raise MemoryError
+
+
+@pytest.mark.parametrize("atomic", [False, True])
+def test_what_strikes_once_the_handler_has_returned_is_no_failure_of_the_step(
+    storage: SagaStorage, calls: Calls, atomic: bool
+) -> None:
+    """It was called, so its effect may stand: it is called again, and nothing is undone."""
+    keys = []
+
+    def act(context: Log) -> Any:
+        keys.append(current_step().idempotency_key)
+        return Unlucky() if len(keys) == 1 else None
+
+    class Struck(Saga[Log]):
+        name = "tests.struck"
+        steps = [make_step("A", calls, act=act, atomic=atomic)]
+
+    saga_id = uuid.uuid4()
+    with pytest.raises(MemoryError):
+        Struck(storage=storage).run(Log(), saga_id=saga_id)
+    assert recover_saga(saga_id, storage=storage).status == "COMPLETED"
+    assert calls == ["act A", "act A"]
+    assert len(set(keys)) == 1
+    assert [r.outcome for r in storage.history(saga_id)] == ["INTERRUPTED", "DONE"]
+
+
+def test_a_handler_that_raises_the_like_itself_has_failed(
+    storage: SagaStorage, calls: Calls
+) -> None:
+    def act(context: Log) -> None:
+        raise MemoryError
+
+    saga = Saga(steps=[make_step("A", calls, act=act)], storage=storage, name="tests.struck")
+    saga_id = uuid.uuid4()
+    with pytest.raises(Exception, match="step A failed"):
+        saga.run(Log(), saga_id=saga_id)
+    assert [r.outcome for r in storage.history(saga_id)] == ["FAILED"]
+
+
+def test_an_interrupted_driver_leaves_no_flow_behind() -> None:
+    """Its traceback may live on, and the keeper would go on to renew a lease for it."""
+    lines = at = 0
+    while at <= lines:
+        flow = asking()
+        with striking(at or None, within="drivers.py") as strike, suppress(KeyboardInterrupt):
+            drive(flow)
+        assert inspect.getgeneratorstate(flow) != inspect.GEN_SUSPENDED, strike.fired
+        lines, at = max(lines, strike.lines), at + 1
+    assert lines > 10
+
+
+def asking() -> Any:
+    yield Do(lambda: 1, False)
+    yield Do(lambda: 2, False)
+
+
+Begin = tuple[threading.Event, threading.Event, Callable[[Log], None]]
+
+
+@pytest.fixture
+def slow() -> Begin:
+    """When a handler has begun, when it may end, and what it does."""
+    begun, may_end = threading.Event(), threading.Event()
+
+    def act(context: Log) -> None:
+        begun.set()
+        assert may_end.wait(30)
+
+    return begun, may_end, act
+
+
+def strike_a_wait(
+    monkeypatch: pytest.MonkeyPatch, which: str, when: threading.Event, then: Callable[[], None]
+) -> None:
+    """Have MemoryError raised once where the driver waits in the method ``which``."""
+    wait, struck = asyncio.wait, []
+
+    async def waiting(tasks: Any) -> Any:
+        frame = inspect.currentframe()
+        assert frame is not None
+        assert frame.f_back is not None
+        if frame.f_back.f_code.co_name == which and not struck:
+            while not (when.is_set() or all(task.done() for task in tasks)):
+                await asyncio.sleep(0.001)
+            if when.is_set():
+                struck.append(True)
+                asyncio.get_running_loop().call_soon(then)
+                raise MemoryError
+        return await wait(tasks)
+
+    monkeypatch.setattr(drivers.asyncio, "wait", waiting)
+
+
+def test_a_driver_that_is_struck_while_it_waits_lets_the_step_in_flight_finish(
+    storage: SagaStorage, calls: Calls, slow: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else may drive before, and the loop must not go on with it unseen."""
+    begun, may_end, act = slow
+    steps = [make_step("A", calls, act=act), make_step("B", calls)]
+    saga, saga_id = Saga(steps=steps, storage=storage, name="tests.struck"), uuid.uuid4()
+    monkeypatch.setattr(type(storage), "blocking", True)
+
+    async def view() -> None:
+        strike_a_wait(monkeypatch, "drive", begun, may_end.set)
+        with pytest.raises(MemoryError):
+            await saga.arun(Log(), saga_id=saga_id)
+        assert len(asyncio.all_tasks()) <= 2, "this one, and the one that runs it"
+
+    asyncio.run(view())
+    monkeypatch.undo()
+    assert [r.outcome for r in storage.history(saga_id)] == ["DONE"]
+    assert saga.run(Log(), saga_id=saga_id).status == "COMPLETED", "the lease was released"
+    assert calls == ["act A", "act B"]
+
+
+def test_the_lease_is_kept_while_a_thread_goes_on_that_nobody_waits_for_any_more(
+    storage: SagaStorage, calls: Calls, slow: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end, act = slow
+    saga = Saga(steps=[make_step("A", calls, act=act)], storage=storage, name="tests.struck")
+    saga_id = uuid.uuid4()
+
+    async def view() -> None:
+        strike_a_wait(monkeypatch, "_outlast", begun, lambda: None)
+        with pytest.raises(MemoryError):
+            await saga.arun(Log(), saga_id=saga_id)
+        monkeypatch.undo()
+        with ThreadPoolExecutor(1) as pool, pytest.raises(SagaAlreadyRunning):
+            pool.submit(acquired).result()
+        may_end.set()
+
+    def acquired() -> None:
+        from django.db import connections
+
+        try:
+            storage.acquire(saga_id, driver="another", lease=60)
+        finally:
+            connections.close_all()
+
+    asyncio.run(view())
+
+
+def test_a_thread_that_is_struck_before_it_begins_its_work_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Struck(Future[Any]):
+        def set_running_or_notify_cancel(self) -> bool:
+            raise MemoryError
+
+    monkeypatch.setattr(drivers, "Future", Struck)
+
+    def work() -> None:
+        async_to_sync(AsyncDriver()._finished)(lambda: None)
+
+    with ThreadPoolExecutor(1) as pool, pytest.raises(MemoryError):
+        pool.submit(work).result(60)
+
+
+def test_a_driver_whose_own_task_is_cancelled_says_so(
+    storage: SagaStorage, calls: Calls, slow: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loop that shuts down cancels every task: the iteration must not end as if all was done."""
+    begun, may_end, act = slow
+    steps = [make_step("A", calls, act=act), make_step("B", calls)]
+    saga = Saga(steps=steps, storage=storage, name="tests.struck")
+
+    async def iterate() -> None:
+        async with saga.transaction(Log()) as transaction:
+            async for _ in transaction:
+                pass
+
+    async def view() -> None:
+        iterating = asyncio.create_task(iterate())
+        await asyncio.to_thread(begun.wait, 30)
+        for task in asyncio.all_tasks():
+            if getattr(task.get_coro(), "__name__", "") == "_drive":
+                task.cancel()
+        await asyncio.sleep(0)
+        may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await iterating
+
+    async_to_sync(view)()
+    assert calls == ["act A"]
