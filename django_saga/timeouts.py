@@ -56,24 +56,33 @@ def _alarm(seconds: float) -> Iterator[None]:
         else:
             raise StepTimedOut
 
-    before = signal.signal(signal.SIGALRM, ring)
+    def restore() -> None:
+        over.append(True)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        if others:
+            left = max(others - (time.monotonic() - began), _AGAIN)
+            signal.setitimer(signal.ITIMER_REAL, left)
+
+    before = signal.getsignal(signal.SIGALRM)
     try:
         try:
-            signal.setitimer(signal.ITIMER_REAL, seconds)
-            yield
+            try:
+                signal.signal(signal.SIGALRM, ring)
+                signal.setitimer(signal.ITIMER_REAL, seconds)
+                yield
+            finally:
+                restore()
         finally:
-            over.append(True)
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
-            if others:
-                left = max(others - (time.monotonic() - began), _AGAIN)
-                signal.setitimer(signal.ITIMER_REAL, left)
+            restore()  # Ctrl-C, for one, may have cut the first short
     except StepTimedOut:
         raise TimeoutError(f"the step took longer than its timeout of {seconds:g} s") from None
 
 
 def _can_interrupt(seconds: float) -> bool:
     if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
+        return False
+    if signal.getsignal(signal.SIGALRM) is None:  # C code's own, which nobody could put back
         return False
     # RQ, for one, sets an alarm even for no timeout at all, 136 years ahead.
     others = signal.getitimer(signal.ITIMER_REAL)[0]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import signal
 import threading
 import uuid
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from django_saga import Saga, SagaAlreadyRunning, current_step, drivers, recover
 from django_saga.drivers import AsyncDriver, drive
 from django_saga.flow import Do
 from django_saga.storage import SagaStorage
+from django_saga.timeouts import time_limit
 from tests.faults.strikes import striking
 from tests.steps import Calls, Log, make_step
 
@@ -92,6 +94,28 @@ def test_an_interrupted_driver_leaves_no_flow_behind() -> None:
 def asking() -> Any:
     yield Do(lambda: 1, False)
     yield Do(lambda: 2, False)
+
+
+def test_an_interruption_at_any_line_of_a_timeout_puts_the_alarm_back() -> None:
+    def other(*_: Any) -> None:
+        pass
+
+    before = signal.signal(signal.SIGALRM, other)
+    try:
+        lines = at = 0
+        while at <= lines:
+            with (
+                striking(at or None, within="timeouts.py") as strike,
+                suppress(KeyboardInterrupt),
+                time_limit(600),
+            ):
+                pass
+            assert signal.getsignal(signal.SIGALRM) is other, strike.fired
+            assert signal.getitimer(signal.ITIMER_REAL)[0] == 0, strike.fired
+            lines, at = max(lines, strike.lines), at + 1
+        assert lines > 10
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 Begin = tuple[threading.Event, threading.Event, Callable[[Log], None]]
