@@ -21,7 +21,7 @@ from asgiref.sync import async_to_sync
 from django_saga import Saga, SagaAlreadyRunning, current_step, drivers, recover_saga
 from django_saga.drivers import AsyncDriver, drive
 from django_saga.flow import Do
-from django_saga.storage import SagaStorage
+from django_saga.storage import MemorySagaStorage, SagaStorage
 from django_saga.timeouts import time_limit
 from tests.faults.strikes import striking
 from tests.steps import Calls, Log, make_step
@@ -116,6 +116,33 @@ def test_an_interruption_at_any_line_of_a_timeout_puts_the_alarm_back() -> None:
         assert lines > 10
     finally:
         signal.signal(signal.SIGALRM, before)
+
+
+def test_a_checkpoint_in_memory_is_stored_as_a_whole_or_not_at_all(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, saga_id = MemorySagaStorage(), uuid.uuid4()
+    saga = Saga(steps=[make_step("A", calls)], storage=storage, name="tests.struck")
+    checkpoint = storage.checkpoint
+
+    def struck(*args: Any, **options: Any) -> Any:
+        for at in range(1, 100):
+            with striking(at, within="storage/memory.py") as strike:
+                try:
+                    return checkpoint(*args, **options)
+                except KeyboardInterrupt:
+                    claim = storage.acquire(saga_id, driver="", lease=60, token=1)
+                    recorded = bool(storage.history(saga_id))
+                    assert recorded is not claim.state.active, strike.fired
+                    storage._rows[saga_id].token = 1
+                    if recorded:
+                        raise
+        raise AssertionError
+
+    monkeypatch.setattr(storage, "checkpoint", struck)
+    with pytest.raises(KeyboardInterrupt):
+        saga.run(Log(), saga_id=saga_id)
+    assert saga.run(Log(), saga_id=saga_id).status == "COMPLETED"
 
 
 Begin = tuple[threading.Event, threading.Event, Callable[[Log], None]]

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -119,15 +119,21 @@ class MemorySagaStorage(SagaStorage):
                     f"in {before.action}; nothing was written."
                 )
             now = self._clock()
-            row.state = checkpoint.after
-            row.updated_at = now
-            row.lease_until = _after(now, checkpoint.lease)
-            row.wake_at = _after(now, checkpoint.wake)
-            row.grace_until = _after(now, checkpoint.grace)
-            row.finished_at = None if checkpoint.after.active else now
+            records = row.records
             if checkpoint.record is not None:
-                row.records.append((checkpoint, now, row.driver))
-            return Saved(_utc(now), len(row.records))
+                records = [*records, (checkpoint, now, row.driver)]
+            # All of it at once, or nothing where Ctrl-C comes in between.
+            self._rows[checkpoint.id] = replace(
+                row,
+                state=checkpoint.after,
+                updated_at=now,
+                lease_until=_after(now, checkpoint.lease),
+                wake_at=_after(now, checkpoint.wake),
+                grace_until=_after(now, checkpoint.grace),
+                finished_at=None if checkpoint.after.active else now,
+                records=records,
+            )
+            return Saved(_utc(now), len(records))
 
     def renew(self, leases: Sequence[tuple[UUID, int]], *, lease: float) -> set[UUID]:
         renewed = set()
