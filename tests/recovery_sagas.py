@@ -8,11 +8,12 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 from django_saga import Retry, RetryLater, Saga, SagaContext, SagaStepHandler, current_step
 from django_saga.backends import Backend
+from django_saga.storage import SagaStorage
 
 
 @dataclass
@@ -133,6 +134,15 @@ class LedgerBackend(Backend):
 
     def send(self, saga: Saga[Any], saga_id: UUID, delay: float) -> None:
         write(f"handed over {saga_id}")
+
+
+class KeepingBackend(Backend):
+    """Keeps what it is told."""
+
+    told: ClassVar[list[tuple[str, SagaStorage, UUID, float]]] = []
+
+    def send(self, saga: Saga[Any], saga_id: UUID, delay: float) -> None:
+        self.told.append((saga.name, saga.storage, saga_id, delay))
 
 
 class DeadBackend(Backend):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pty
 import re
@@ -19,6 +20,7 @@ from urllib.parse import quote, urlsplit
 from uuid import UUID
 
 import pytest
+from asgiref.sync import async_to_sync
 from django.conf import settings as django_settings
 from django.core.management import CommandError, call_command
 from django.db import connections, transaction
@@ -27,8 +29,18 @@ from pytest_django import Settings
 
 from django_saga import Saga, machine
 from django_saga.conf import conf
+from django_saga.exceptions import InvalidSettings, SagaError
+from django_saga.flow import driver_name
 from django_saga.models import SagaExecution, SagaStepRecord, new_id
-from django_saga.recovery import BATCH, HANDED_OVER, LEASE_LOST, sweep
+from django_saga.recovery import (
+    BATCH,
+    HANDED_OVER,
+    LEASE_LOST,
+    Recovered,
+    arecover_saga,
+    recover_saga,
+    sweep,
+)
 from django_saga.storage import DjangoSagaStorage
 from tests import recovery_sagas as sagas
 
@@ -294,6 +306,31 @@ def test_it_is_refused_inside_a_transaction() -> None:
     assert row(id).token == 1
 
 
+# One execution, by its id
+
+
+@pytest.fixture(params=["sync", "async"])
+def recover_one(request: pytest.FixtureRequest) -> Callable[..., SagaExecution]:
+    return recover_saga if request.param == "sync" else async_to_sync(arecover_saga)
+
+
+@pytest.mark.parametrize("alias", [None, *ALIASES])
+def test_an_execution_is_recovered_where_it_is_stored(
+    alias: str | None, recover_one: Callable[..., SagaExecution]
+) -> None:
+    id = interrupted(sagas.Plain, alias or "default")
+    storage = None if alias is None else DjangoSagaStorage(alias)
+    execution = recover_one(str(id), storage=storage)
+    assert (execution.id, execution.status) == (id, "COMPLETED")
+    stored = row(id, alias or "default")
+    assert (stored.status, stored.token, stored.driver) == ("COMPLETED", 2, driver_name())
+
+
+def test_no_id_is_refused(recover_one: Callable[..., SagaExecution]) -> None:
+    with pytest.raises(SagaError, match="not None"):
+        recover_one(None)
+
+
 # Handing over
 
 
@@ -329,6 +366,34 @@ def test_a_backend_that_cannot_be_told_is_a_fault_and_nothing_is_left_alone_for_
     assert [row(id).grace_until for id in ids] == [None, None, None]
 
 
+def test_the_backend_is_told_which_saga_it_is_and_where_it_is_stored(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of one that is lost: its workers end it as STUCK."""
+    settings.DJANGO_SAGA = {"BACKEND": "tests.recovery_sagas.KeepingBackend"}
+    told: list[Any] = []
+    monkeypatch.setattr(sagas.KeepingBackend, "told", told)
+    known = interrupted(sagas.Plain, "sqlite")
+    lost = interrupted(sagas.Plain, "sqlite", name="gone.Saga")
+    storage = DjangoSagaStorage("sqlite")
+    assert list(sweep(storage=storage)) == [
+        Recovered(sagas.Plain.name, known, HANDED_OVER),
+        Recovered("gone.Saga", lost, HANDED_OVER),
+    ]
+    assert told == [(sagas.Plain.name, storage, known, 0.0), ("gone.Saga", storage, lost, 0.0)]
+
+
+def test_a_sweep_ends_with_the_first_that_the_backend_cannot_be_told_of(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings.DJANGO_SAGA = {"BACKEND": "tests.recovery_sagas.DeadBackend"}
+    first, *_ = [interrupted(sagas.Plain) for _ in range(BATCH + 1)]
+    found = sweep()
+    assert next(found) == Recovered(sagas.Plain.name, first, "RUNNING", "nobody answers")
+    assert next(found, None) is None
+    assert "nobody answers" in caplog.text
+
+
 # Each isolated from the others
 
 
@@ -356,21 +421,54 @@ def test_a_failed_compensation_is_told() -> None:
         run()
 
 
-def test_what_cannot_be_driven_is_told_and_the_others_go_on() -> None:
+def test_what_cannot_be_driven_is_told_and_the_others_go_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """A cancellation that leaks out of a handler is nobody's wish to stop the sweep."""
     id = interrupted(sagas.Leaking)
     interrupted(sagas.Plain)
     with pytest.raises(CommandError, match=f"{id} is RUNNING and could not be driven: Cancelled"):
         run()
     assert statuses() == {"COMPLETED": 1, "RUNNING": 1}
+    [line] = named(caplog, sagas.Leaking.name, id)
+    assert "CancelledError" in str(line.exc_info), "its trace says who leaked it"
 
 
-def test_what_another_driver_took_meanwhile_is_left_to_it(ledger: Callable[[], list[str]]) -> None:
+def test_a_fault_of_the_settings_is_told_in_words_without_a_trace(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = interrupted(sagas.Plain), interrupted(sagas.Plain)
+    found = sweep()
+    assert next(found) == Recovered(sagas.Plain.name, first, "COMPLETED")
+    settings.DJANGO_SAGA = {"LEASE": "long"}
+    why = "DJANGO_SAGA['LEASE'] must be a number, not 'long'."
+    assert next(found) == Recovered(sagas.Plain.name, second, "RUNNING", why)
+    [line] = named(caplog, sagas.Plain.name, second)
+    assert line.getMessage().endswith(why)
+    assert not line.exc_info
+    with pytest.raises(InvalidSettings):
+        next(found)
+
+
+def named(caplog: pytest.LogCaptureFixture, saga: str, id: UUID) -> list[logging.LogRecord]:
+    """Recovery's log lines, each of which names the execution in its text and beside it."""
+    lines = [line for line in caplog.records if line.name == "django_saga.recovery"]
+    for line in lines:
+        assert f"Saga {saga} {id}" in line.getMessage()
+        assert (line.saga, line.execution) == (saga, str(id))  # type: ignore[attr-defined]
+    return lines
+
+
+def test_what_another_driver_took_meanwhile_is_left_to_it(
+    ledger: Callable[[], list[str]], caplog: pytest.LogCaptureFixture
+) -> None:
     first, second = interrupted(sagas.Plain), interrupted(sagas.Plain)
     found = sweep()
     assert next(found).saga_id == first
     taken = DjangoSagaStorage().acquire(second, driver="other:1", lease=3600.0, token=2)
-    assert [recovered.status for recovered in found] == [LEASE_LOST]
+    assert list(found) == [Recovered(sagas.Plain.name, second, LEASE_LOST)]
+    [line] = named(caplog, sagas.Plain.name, second)
+    assert "taken over" in line.getMessage()
     assert (row(second).driver, row(second).token) == ("other:1", taken.token)
     assert not [line for line in ledger() if str(second) in line]
 

@@ -54,6 +54,7 @@ from tests.steps import Calls, Log, make_step, raises
 pytestmark = pytest.mark.usefixtures("committing_databases")
 
 ALIASES = list(settings.DATABASES)
+SERVERS = [alias for alias in ALIASES if alias != "sqlite"]
 PLAN: Plan = (("A",), ("P", "F"), ("C",))
 RULES = StepRules(retry=Retry(attempts=2), compensation_retry=Retry(attempts=1))
 WHY = Error("RuntimeError", "why")
@@ -234,7 +235,10 @@ def test_an_execution_that_nobody_drives_is_acquired_under_the_next_token(
 ) -> None:
     created = create(storage, pending=True)
     claim = storage.acquire(created.id, driver="second", lease=60.0)
-    assert (claim.token, claim.state, claim.saga) == (2, created.state, created.saga)
+    assert (claim.id, claim.token, claim.state) == (created.id, 2, created.state)
+    assert (claim.saga, claim.wait) == (created.saga, 0)
+    assert claim.at.utcoffset() == timedelta(0)
+    assert seconds_left(claim.at) == about(0)
     stored = row(storage, created.id)
     assert (stored.token, stored.driver) == (2, "second")
     assert seconds_left(stored.lease_until) == about(60)
@@ -558,6 +562,9 @@ def test_a_reason_of_any_text_is_stored(storage: SagaStorage) -> None:
     assert stored.status == "STUCK"
     assert "no enum value" in stored.stuck_reason
     assert "no enum value" in stored.error_message
+    if isinstance(storage, DjangoSagaStorage):
+        expected = "no enum value 'NUL \\x00 \\ud83d'"
+        assert (stored.stuck_reason, stored.error_message) == (expected, expected)
 
 
 # renew and release
@@ -609,8 +616,17 @@ def test_a_release_tells_whether_the_attempt_in_flight_began(
     storage.release(claim.id, claim.token, unstarted=unstarted, grace=500.0)
     stored = row(storage, claim.id)
     assert stored.lease_until is None
-    assert stored.in_flight is not unstarted
+    assert stored.in_flight is (not unstarted)
     assert seconds_left(stored.grace_until) == about(500)
+
+
+def test_a_release_leaves_open_whether_the_attempt_began_and_gives_no_grace_unless_told(
+    storage: SagaStorage,
+) -> None:
+    claim = create(storage, lease=60.0, grace=1000.0)
+    storage.release(claim.id, claim.token)
+    stored = row(storage, claim.id)
+    assert (stored.in_flight, stored.lease_until, stored.grace_until) == (True, None, None)
 
 
 def test_a_release_puts_nothing_in_flight_and_keeps_a_wait(storage: SagaStorage) -> None:
@@ -693,8 +709,9 @@ def test_a_lease_of_no_time_is_a_lease_all_the_same(
 ) -> None:
     create(storage, saga, pending=True)
     for token in (2, 3):
-        [claim] = storage.due(100, driver="sweep", lease=lease, saga=saga)
+        [claim] = storage.due(100, lease=lease, saga=saga)
         assert claim.token == token
+        assert row(storage, claim.id).driver == ""
 
 
 def test_with_grace_what_is_due_is_left_alone_for_a_while_and_not_acquired(
@@ -719,6 +736,13 @@ def test_what_has_waited_long_is_left_alone_for_as_long_again_within_a_limit(
     make_older(storage, created.id, seconds=age)
     storage.due(100, grace=60.0, saga=saga)
     assert seconds_left(row(storage, created.id).grace_until) == about(alone)
+
+
+def test_a_grace_of_no_time_leaves_nothing_alone(storage: SagaStorage, saga: str) -> None:
+    created = create(storage, saga, pending=True)
+    make_older(storage, created.id, seconds=400.0)
+    for _ in range(2):
+        assert ids(storage.due(100, grace=0.0, saga=saga)) == [created.id]
 
 
 @pytest.mark.parametrize("how", ["lease", "grace"])
@@ -973,6 +997,19 @@ def test_a_lease_that_is_released_while_it_is_asked_for_is_acquired(
         assert database.acquire(claim.id, driver="second", lease=60.0).token == 2
 
 
+@pytest.mark.parametrize("alias", SERVERS)
+def test_what_another_transaction_holds_is_seen_and_not_claimed(alias: str, saga: str) -> None:
+    storage = DjangoSagaStorage(alias)
+    created = create(storage, saga, pending=True)
+    with ThreadPoolExecutor(1) as pool, transaction.atomic(using=alias):
+        SagaExecution.objects.using(alias).select_for_update().get(pk=created.id)
+        assert ids(pool.submit(storage.due, 100, saga=saga).result()) == [created.id]
+        for how in ("lease", "grace"):
+            claimed = pool.submit(storage.due, 100, saga=saga, **{how: 60.0}).result()
+            assert claimed == []
+        pool.submit(connections.close_all).result()
+
+
 def test_an_execution_is_written_where_it_is_told_and_nowhere_else(
     database: DjangoSagaStorage,
 ) -> None:
@@ -1042,9 +1079,6 @@ def end_session(alias: str) -> None:
             cursor.execute(end, [session])
 
     assert in_threads(work, 1) == [None]
-
-
-SERVERS = [alias for alias in ALIASES if alias != "sqlite"]
 
 
 @pytest.mark.parametrize("verb", VERBS)
