@@ -234,7 +234,7 @@ class DjangoSagaStorage(SagaStorage):
         with _translated(connection):
             if lease is None and grace is None:
                 query = sql.due.replace("SELECT id", f"SELECT {sql.row}")
-                return self._rows(_unlocked(query, sql), which)
+                return self._rows(query.replace(sql.dialect.skip_locked, ""), which)
             if sql.dialect.returns_updates:
                 # Materialized, or the planner may run the sub-select again and claim more.
                 update = (
@@ -383,10 +383,6 @@ def _is_leased(claim: Claim) -> bool:
 
 def _oldest_first(claims: list[Claim]) -> list[Claim]:
     return sorted(claims, key=lambda claim: claim.execution.created_at)  # type: ignore[union-attr]
-
-
-def _unlocked(query: str, sql: Statements) -> str:
-    return query.replace(sql.dialect.skip_locked, "") if sql.dialect.skip_locked else query
 
 
 def _sql(connection: BaseDatabaseWrapper) -> Statements:
