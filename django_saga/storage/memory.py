@@ -104,15 +104,13 @@ class MemorySagaStorage(SagaStorage):
         before = checkpoint.before
         with self._lock:
             row = self._rows.get(checkpoint.id)
-            stored = row.state if row else None
             if (
                 row is None
-                or stored is None
                 or row.token != checkpoint.token
-                or stored.status != before.status
-                or stored.step != before.step
-                or stored.action != before.action
-                or stored.attempt != before.attempt
+                or row.state.status != before.status
+                or row.state.step != before.step
+                or row.state.action != before.action
+                or row.state.attempt != before.attempt
             ):
                 raise LeaseLost(
                     f"Saga execution {checkpoint.id} was taken over while step {before.step} was "
