@@ -13,6 +13,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -23,14 +25,16 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.conf import settings as django_settings
 from django.core.management import CommandError, call_command
-from django.db import connections, transaction
+from django.db import OperationalError, connections, transaction
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 from pytest_django import Settings
 
 from django_saga import Saga, machine
 from django_saga.conf import conf
-from django_saga.exceptions import InvalidSettings, SagaError
+from django_saga.exceptions import InvalidSettings, SagaError, StorageUnavailable
 from django_saga.flow import driver_name
+from django_saga.keeper import keeper
 from django_saga.models import SagaExecution, SagaStepRecord, new_id
 from django_saga.recovery import (
     BATCH,
@@ -192,6 +196,7 @@ def test_an_interrupted_saga_is_driven_on_and_its_lost_attempt_is_recorded(
     assert run() == "1 execution: 1 COMPLETED.\n"
     assert outcomes(id) == ["act INTERRUPTED", "act DONE", "act DONE"]
     assert ledger() == [f"act Pack {id}", f"act Send {id}"]
+    assert row(id).driver == driver_name()
 
 
 def test_nothing_due_is_no_fault() -> None:
@@ -260,6 +265,20 @@ def test_limit_takes_the_oldest() -> None:
     ids = [interrupted(sagas.Plain) for _ in range(3)]
     assert run("--limit", "2") == "2 executions: 2 COMPLETED.\n"
     assert [row(id).status for id in ids] == ["COMPLETED", "COMPLETED", "RUNNING"]
+
+
+@pytest.mark.parametrize("limit", [1, BATCH + 1])
+@pytest.mark.parametrize("backend", ["inprocess", "tests.recovery_sagas.LedgerBackend"])
+def test_no_more_are_taken_than_the_limit(limit: int, backend: str, settings: Settings) -> None:
+    settings.DJANGO_SAGA = {"BACKEND": backend}
+    ids = [interrupted(sagas.Plain) for _ in range(BATCH + 2)]
+    assert [recovered.saga_id for recovered in sweep(limit=limit)] == ids[:limit]
+
+
+def test_only_those_of_a_name_are_handed_over(settings: Settings) -> None:
+    settings.DJANGO_SAGA = {"BACKEND": "tests.recovery_sagas.LedgerBackend"}
+    id, _ = interrupted(sagas.Plain), interrupted(sagas.Printing)
+    assert [recovered.saga_id for recovered in sweep(saga=sagas.Plain.name)] == [id]
 
 
 def test_saga_takes_only_those_of_that_name() -> None:
@@ -484,17 +503,71 @@ def test_a_sweep_that_is_closed_releases_what_it_did_not_drive() -> None:
     assert run() == "2 executions: 2 COMPLETED.\n"
 
 
-def test_the_leases_of_those_that_wait_for_their_turn_are_kept(start: Start, gate: Path) -> None:
+def test_the_leases_of_those_that_wait_for_their_turn_are_kept(
+    settings: Settings, gate: Path
+) -> None:
+    settings.DJANGO_SAGA = {"LEASE": 3}
     interrupted(sagas.Gated)
     waiting = interrupted(sagas.Plain)
-    child = start("recover_sagas", settings={"LEASE": 3})
-    let_go(child)
-    claimed = until(lambda: row(waiting).token == 2 and row(waiting).lease_until)
-    until(lambda: row(waiting).lease_until > claimed)
-    assert row(waiting).token == 2
-    gate.touch()
-    assert child.wait(PATIENCE) == 0
-    assert statuses() == {"COMPLETED": 2}
+
+    def work() -> list[str]:
+        try:
+            return [recovered.status for recovered in sweep()]
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(1) as pool:
+        swept = pool.submit(work)
+        try:
+            claimed = until(lambda: row(waiting).token == 2 and row(waiting).lease_until)
+            until(lambda: row(waiting).lease_until > claimed)
+            assert row(waiting).token == 2
+        finally:
+            gate.touch()
+        assert swept.result() == ["COMPLETED", "COMPLETED"]
+
+
+def test_no_lease_is_kept_any_more_once_its_turn_came_or_the_sweep_is_over() -> None:
+    for _ in range(3):
+        interrupted(sagas.Plain)
+    found = sweep()
+    next(found)
+    assert len(keeper._watched) == 2
+    found.close()
+    assert not keeper._watched
+
+
+def test_after_a_fault_those_that_wait_are_leased_anew() -> None:
+    interrupted(sagas.Leaking)
+    second, third = interrupted(sagas.Plain), interrupted(sagas.Plain)
+    found = sweep()
+    assert next(found).error
+    SagaExecution.objects.update(lease_until=timezone.now())
+    assert next(found).saga_id == second
+    assert seconds_left(row(third).lease_until) > conf.LEASE / 2
+    found.close()
+
+
+def seconds_left(moment: datetime | None) -> float:
+    assert moment is not None
+    return (moment - timezone.now()).total_seconds()
+
+
+def test_a_sweep_is_broken_off_where_the_database_is_away() -> None:
+    ids = [interrupted(sagas.Plain) for _ in range(3)]
+    found = sweep()
+    next(found)
+
+    def away(*call: Any) -> Any:
+        raise OperationalError("the connection is lost")
+
+    with connections["default"].execute_wrapper(away):
+        lost = next(found)
+        assert (lost.saga_id, lost.status) == (ids[1], "RUNNING")
+        assert "the connection is lost" in lost.error
+        with pytest.raises(StorageUnavailable):
+            next(found)
+    assert [row(id).status for id in ids] == ["COMPLETED", "RUNNING", "RUNNING"]
 
 
 # Poison

@@ -198,6 +198,13 @@ def test_an_execution_may_be_stored_for_later(storage: SagaStorage) -> None:
     assert claim.wait == about(500)
 
 
+def test_what_waits_for_a_driver_names_none(storage: SagaStorage) -> None:
+    state = machine.start(PLAN, "{}", pending=True)
+    claim = storage.create(uuid.uuid4(), "tests.contract", state)
+    assert claim is not None
+    assert (claim.driver, row(storage, claim.id).driver) == ("", "")
+
+
 def test_an_execution_is_linked_to_the_one_that_it_repeats(storage: SagaStorage) -> None:
     first = leased(storage)
     second = create(storage, pending=True, retry_of=first.id)
