@@ -17,7 +17,7 @@ import pytest
 from django.conf import settings
 from django.contrib.auth.models import Group
 from django.db import Error as DatabaseError
-from django.db import IntegrityError, connections, transaction
+from django.db import IntegrityError, OperationalError, connections, transaction
 from django.test.utils import CaptureQueriesContext
 
 from django_saga import (
@@ -1155,6 +1155,53 @@ def test_a_database_that_is_not_migrated_is_told_with_the_command(
         VERBS[verb](database, claim)
     assert not isinstance(error.value, StorageUnavailable), "waiting would not help"
     VERBS[verb](database, claim)
+
+
+@contextmanager
+def without_column(alias: str, table: str, column: str) -> Iterator[None]:
+    def rename(old: str, new: str) -> None:
+        with connections[alias].cursor() as cursor:
+            cursor.execute(f"ALTER TABLE {table} RENAME COLUMN {old} TO {new}")
+
+    rename(column, f"{column}_later")
+    try:
+        yield
+    finally:
+        rename(f"{column}_later", column)
+
+
+@pytest.mark.parametrize(
+    ("verb", "table", "column"),
+    [
+        ("create", EXECUTIONS, "wake_at"),
+        ("acquire", EXECUTIONS, "driver"),
+        ("checkpoint", EXECUTIONS, "wake_at"),
+        ("checkpoint", RECORDS, "duration"),
+        ("due", EXECUTIONS, "wake_at"),
+        ("history", RECORDS, "duration"),
+    ],
+)
+def test_a_database_with_older_tables_is_told_with_the_command(
+    database: DjangoSagaStorage, verb: str, table: str, column: str
+) -> None:
+    claim = leased(database)
+    older = without_column(database.alias, table, column)
+    with older, pytest.raises(SagaError, match=r"older ones; run: manage\.py migrate") as error:
+        VERBS[verb](database, claim)
+    assert column in str(error.value)
+    assert not isinstance(error.value, StorageUnavailable), "waiting would not help"
+    VERBS[verb](database, claim)
+
+
+def test_an_outage_without_a_word_is_one_too(database: DjangoSagaStorage) -> None:
+    claim = leased(database)
+
+    def away(*call: Any) -> Any:
+        raise OperationalError
+
+    with connections[database.alias].execute_wrapper(away), pytest.raises(StorageUnavailable):
+        advance(database, claim)
+    advance(database, claim)
 
 
 def test_a_database_that_is_not_migrated_is_told_in_a_callers_transaction_too(

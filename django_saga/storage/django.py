@@ -497,9 +497,10 @@ def _is_outdated(error: Exception) -> bool:
     return (
         state in ("42P01", "42703")
         or code in (1146, 1054)
-        or str(code).startswith(("no such table", "no such column"))
+        or any(lack in str(code) for lack in _SQLITE_LACKS)
     )
 
 
 _TRIES = 5  # to acquire what is released again and again
+_SQLITE_LACKS = ("no such table", "no such column", "has no column named")
 _DUPLICATE_KEY = 1062  # MariaDB's; the others skip duplicates by themselves
