@@ -45,7 +45,7 @@ from django_saga.recovery import (
     recover_saga,
     sweep,
 )
-from django_saga.storage import DjangoSagaStorage
+from django_saga.storage import DjangoSagaStorage, MemorySagaStorage
 from tests import recovery_sagas as sagas
 
 ALIASES = list(django_settings.DATABASES)
@@ -343,6 +343,16 @@ def test_an_execution_is_recovered_where_it_is_stored(
     assert (execution.id, execution.status) == (id, "COMPLETED")
     stored = row(id, alias or "default")
     assert (stored.status, stored.token, stored.driver) == ("COMPLETED", 2, driver_name())
+
+
+def test_an_execution_in_memory_is_recovered_too(
+    recover_one: Callable[..., SagaExecution],
+) -> None:
+    storage = MemorySagaStorage()
+    state = machine.start(sagas.Plain.definition.plan, '{"number": 1}')
+    claim = storage.create(new_id(), sagas.Plain.name, state, driver="lost:1", lease=0.0)
+    assert claim is not None
+    assert recover_one(claim.id, storage=storage).status == "COMPLETED"
 
 
 def test_no_id_is_refused(recover_one: Callable[..., SagaExecution]) -> None:
