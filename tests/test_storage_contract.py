@@ -974,6 +974,40 @@ def test_an_atomic_step_whose_lease_was_lost_leaves_no_writes(
     assert not wrote(database, saga)
 
 
+def test_a_commit_that_the_database_refuses_for_now_is_an_outage(
+    database: DjangoSagaStorage, saga: str
+) -> None:
+    """As where it cannot serialize transactions: the session is good, the writes are gone."""
+    claim = leased(database)
+
+    def refuse() -> None:
+        raise OperationalError("could not serialize access")
+
+    with pytest.raises(StorageUnavailable, match="could not serialize access"):
+        atomic_step(database, claim, saga, refuse)
+    assert not wrote(database, saga)
+    atomic_step(database, claim, saga)
+    assert wrote(database, saga)
+
+
+@pytest.mark.parametrize(("lease", "limit"), [(60.0, "1min"), (90.25, "90250ms")])
+def test_a_transaction_that_idles_is_ended_with_its_lease(lease: float, limit: str) -> None:
+    seen: list[str] = []
+
+    def look(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        answer = execute(sql, params, many, context)
+        if "idle_in_transaction" in sql:
+            seen.extend(context["cursor"].fetchone())
+        return answer
+
+    with connections["default"].execute_wrapper(look), DjangoSagaStorage("default").atomic(lease):
+        pass
+    with connections["default"].cursor() as cursor:
+        cursor.execute("SHOW idle_in_transaction_session_timeout")
+        [after] = cursor.fetchone()
+    assert (seen, after) == ([limit], "0")
+
+
 def test_times_keep_what_the_database_can(database: DjangoSagaStorage) -> None:
     """Microseconds; milliseconds on SQLite, whose clock has no more."""
     claim = create(database, lease=123.456789, wake=0.000001, grace=0.25)
