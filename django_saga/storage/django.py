@@ -272,7 +272,7 @@ class DjangoSagaStorage(SagaStorage):
                     with connection.cursor() as cursor:
                         cursor.execute(
                             "SELECT set_config('idle_in_transaction_session_timeout', %s, true)",
-                            [str(max(1, int(lease * 1000)))],
+                            [str(int(lease * 1000))],
                         )
                 yield
         except Exception as error:
