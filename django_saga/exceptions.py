@@ -19,7 +19,8 @@ class InvalidDefinition(SagaError):
 class TransactionLeftOpen(InvalidDefinition):
     """A handler returned inside a transaction; it is rolled back, and what else it did is undone.
 
-    The step counts as one whose outcome is unknown: it is compensated, and not tried again.
+    The step counts as one whose outcome is unknown: it is compensated, and not tried again. That of
+    an ``atomic`` step is known: with its transaction all that it wrote is gone.
     """
 
 

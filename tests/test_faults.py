@@ -15,6 +15,7 @@ from django.conf import settings as django_settings
 from django.contrib.auth.models import Group
 from django.db import OperationalError, connection, connections, transaction
 from django.db.backends.utils import CursorWrapper
+from django.test import TestCase
 
 from django_saga import (
     Fallback,
@@ -566,3 +567,44 @@ def test_a_transaction_that_a_handler_leaves_open_is_rolled_back_and_told(
     assert not Group.objects.filter(name="left open").exists()
     assert connection.get_autocommit(), "whatever comes next in this thread is not in its way"
     Saga(steps=[make_step("A", calls)], name="tests.next").run(Log())
+
+
+@pytest.mark.parametrize("using", django_settings.DATABASES)
+@pytest.mark.parametrize("raises", [False, True], ids=["returns", "raises"])
+def test_an_atomic_step_that_leaves_a_transaction_open_in_its_own_is_not_taken_for_done(
+    calls: Calls, using: str, raises: bool
+) -> None:
+    def leave_open(context: Log) -> None:
+        transaction.atomic(using=using).__enter__()
+        transaction.atomic(using=using, savepoint=False).__enter__()
+        Group.objects.using(using).create(name="left open inside")
+        if raises:
+            raise RuntimeError("no")
+
+    steps = [make_step("A", calls), make_step("B", calls, act=leave_open, atomic=True)]
+    saga = Saga(steps=steps, name="tests.left_open", storage=DjangoSagaStorage(using))
+    with pytest.raises(SagaFailed, match="RuntimeError" if raises else "left a transaction open"):
+        saga.run(Log())
+    assert calls == ["act A", "act B", "compensate A"]
+    assert not connections[using].in_atomic_block
+    assert not Group.objects.using(using).filter(name="left open inside").exists()
+
+
+class TestHandlersInATestCase(TestCase):
+    """Its own transaction is around every test; a handler's must not end it."""
+
+    def test_a_transaction_that_a_handler_leaves_open_ends_and_the_test_s_own_does_not(
+        self,
+    ) -> None:
+        def leave_open(context: Log) -> None:
+            transaction.atomic().__enter__()
+            Group.objects.create(name="left open in a test")
+
+        Group.objects.create(name="before")
+        blocks = list(connection.atomic_blocks)
+        for atomic in (False, True):
+            step = make_step("A", Calls(), act=leave_open, atomic=atomic)
+            with pytest.raises(SagaFailed, match="left a transaction open"):
+                Saga(steps=[step], name="tests.left_open").run(Log())
+            assert connection.atomic_blocks == blocks
+        assert [group.name for group in Group.objects.all()] == ["before"]

@@ -29,6 +29,7 @@ from django_saga.exceptions import (
     SagaError,
     SagaNotFound,
     StorageUnavailable,
+    TransactionLeftOpen,
 )
 from django_saga.machine import State
 from django_saga.models import SagaExecution, SagaStepRecord, columns_of
@@ -37,6 +38,7 @@ from django_saga.storage.sql import EXECUTIONS, STATEMENTS, Statements
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
+    from django.db.transaction import Atomic
 
 
 logger = logging.getLogger("django_saga.storage")
@@ -264,7 +266,7 @@ class DjangoSagaStorage(SagaStorage):
         session: Any = None
         try:
             with _translated(connection), transaction.atomic(using=self.alias):
-                session = connection.connection
+                block, session = connection.atomic_blocks[-1], connection.connection
                 # The first callback: what is raised after it comes from one of the handler's.
                 transaction.on_commit(lambda: committed.append(True), using=self.alias)
                 if connection.vendor == "postgresql":
@@ -274,7 +276,16 @@ class DjangoSagaStorage(SagaStorage):
                             "SELECT set_config('idle_in_transaction_session_timeout', %s, true)",
                             [str(int(lease * 1000))],
                         )
-                yield
+                try:
+                    yield
+                finally:
+                    # Else ours would only release the savepoint of one that the handler left open.
+                    left = _roll_back_after(block, connection)
+                if left:
+                    raise TransactionLeftOpen(
+                        f"An atomic step left a transaction open on {self.alias!r}. It was rolled "
+                        "back; let every atomic() block end within the handler."
+                    )
         except Exception as error:
             if not committed and connection.connection is not session:
                 # Whatever the handler made of that, it did not fail: its transaction was lost.
@@ -293,7 +304,7 @@ class DjangoSagaStorage(SagaStorage):
         connection = self._connection
         if connection.in_atomic_block:
             # TestCase's own blocks stand for "no transaction", as they do for Django's durable.
-            inside = any(not getattr(b, "_from_testcase", False) for b in connection.atomic_blocks)
+            inside = not all(map(_is_testcase_s, connection.atomic_blocks))
         else:
             inside = connection.connection is not None and not connection.autocommit
         if inside:
@@ -306,8 +317,11 @@ class DjangoSagaStorage(SagaStorage):
 
     def end_transaction(self) -> None:
         connection = self._connection
-        connection.close()
-        connection.connect()  # which also forgets the blocks that were open
+        if blocks := list(filter(_is_testcase_s, connection.atomic_blocks)):
+            _roll_back_after(blocks[-1], connection)
+        else:
+            connection.close()
+            connection.connect()  # which also forgets the blocks that were open
 
     def execution(self, claim: Claim, state: State, at: datetime, leased: bool) -> SagaExecution:
         if claim.execution is None:
@@ -347,6 +361,19 @@ class DjangoSagaStorage(SagaStorage):
             return [_claim(row) for row in rows]
         except DataError as error:
             raise SagaError(f"What is stored cannot be read, was it edited? {error}") from error
+
+
+def _is_testcase_s(block: Atomic) -> bool:
+    return getattr(block, "_from_testcase", False)
+
+
+def _roll_back_after(block: Atomic, connection: BaseDatabaseWrapper) -> list[Atomic]:
+    """End the blocks within this one that were left open; returns them."""
+    blocks = connection.atomic_blocks
+    left = blocks[blocks.index(block) + 1 :] if block in blocks else []
+    for inner in reversed(left):
+        inner.__exit__(TransactionLeftOpen, TransactionLeftOpen(), None)
+    return left
 
 
 def _claim(row: SagaExecution) -> Claim | None:
