@@ -107,14 +107,17 @@ class SagaExecution(models.Model):
 
     @property
     def state(self) -> State:
-        """What the machine decides on; raises msgspec.ValidationError where it was spoilt."""
+        """What the machine decides on; raises ValueError where it was spoilt."""
         failed = self.error_type or self.error_message
         columns = {name: getattr(self, name) for name in _STATE} | {
             "in_flight": bool(self.in_flight),
             "atomic": bool(self.atomic),
             "error": Error(self.error_type, self.error_message) if failed else None,
         }
-        return msgspec.convert(columns, State)
+        try:
+            return msgspec.convert(columns, State)
+        except msgspec.ValidationError as error:  # no ValueError up to msgspec 0.20
+            raise ValueError(str(error)) from error
 
     @classmethod
     def of(cls, alias: str | None, columns: Mapping[str, Any], state: State) -> SagaExecution:

@@ -150,7 +150,7 @@ def _read(
         execution = rows.annotate(db_now=DatabaseNow(), **annotations).first()
         if execution is not None:
             execution.state  # noqa: B018
-    except (DataError, ValueError) as error:  # msgspec.ValidationError too
+    except (DataError, ValueError) as error:
         raise SagaError(
             f"Saga execution {saga_id} cannot be read, was its row edited? {error}"
         ) from error

@@ -365,6 +365,12 @@ def test_a_row_that_was_spoilt_by_hand_does_not_stand_in_the_way_of_others(calls
     SagaExecution.objects.filter(pk=bad).delete()
 
 
+def test_a_spoilt_row_raises_a_value_error_whatever_msgspec_s_own_errors_are() -> None:
+    with pytest.raises(ValueError, match="SPLENDID") as raised:
+        SagaExecution(status="SPLENDID").state  # noqa: B018
+    assert type(raised.value) is ValueError, "msgspec's are none up to its 0.20"
+
+
 def test_a_context_to_go_back_to_that_is_spoilt_is_stuck_before_anything_is_called_again(
     calls: Calls,
 ) -> None:

@@ -381,7 +381,7 @@ def _claim(row: SagaExecution) -> Claim | None:
         state = row.state
         if not (isinstance(row.created_at, datetime) and isinstance(row.updated_at, datetime)):
             raise ValueError("a time is missing")
-    except ValueError as error:  # msgspec.ValidationError too
+    except ValueError as error:
         # Somebody edited it by hand; it must not stand in the way of the others.
         logger.error("Saga execution %s cannot be read: %s", row.pk, error)
         return None
