@@ -126,12 +126,13 @@ class SagaExecution(models.Model):
         execution = cls.__new__(cls)
         execution.__dict__.update(_unknown(), _state=ModelState(), **columns)
         execution._state.adding, execution._state.db = False, alias
+        execution.plan = [list(entry) for entry in state.plan]
         execution.assign(state)
         return execution
 
     def assign(self, state: State) -> None:
         """Take over the columns that a checkpoint of this state wrote."""
-        self.__dict__.update(columns_of(state), effects=msgspec.to_builtins(state.effects))
+        self.__dict__.update(columns_of(state), effects=list(msgspec.to_builtins(state.effects)))
 
     @property
     def duration(self) -> timedelta:

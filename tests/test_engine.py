@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -186,6 +187,22 @@ def test_an_exception_of_the_consumer_compensates(
     assert calls == ["act A", "act B", "compensate B", "compensate A"]
     assert transaction.execution.status == "FAILED"
     assert transaction.execution.error_message == "the consumer's"
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_the_execution_that_is_returned_is_what_a_query_finds(run: Runner, alias: str) -> None:
+    saga = Saga(
+        steps=[make_step("A", Calls()), make_step("B", Calls())],
+        name="tests.returned",
+        storage=DjangoSagaStorage(alias),
+    )
+    returned = run(saga, Log())
+    found = SagaExecution.objects.using(alias).get(pk=returned.pk)
+    assert returned == found
+    assert pickle.loads(pickle.dumps(returned)) == found
+    for field in SagaExecution._meta.concrete_fields:
+        value = getattr(found, field.attname)
+        assert getattr(returned, field.attname) == value, field.attname
 
 
 def test_an_ended_saga_runs_nothing_and_returns_its_outcome(

@@ -395,7 +395,6 @@ def _columns(claim: Claim) -> dict[str, Any]:
     return {
         "id": claim.id,
         "saga": claim.saga,
-        "plan": msgspec.to_builtins(claim.state.plan),
         "initial_context": claim.state.context,
         "retry_of_id": claim.retry_of,
         "created_at": claim.at,
