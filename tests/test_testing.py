@@ -651,10 +651,47 @@ def test_a_context_may_be_a_function_that_begins_each_run_afresh(world: World) -
         ({}, {"x": 0}, None),
         ({}, {"x": "a"}, {"x": {"was": None, "is": "a"}}),
         ("a", "b", {"was": "a", "is": "b"}),
+        ({"sum": None}, {"sum": Decimal(5)}, {"sum": Decimal(5)}),
+        (
+            {"sum": 2, "all": ["a"]},
+            {"sum": None, "all": None},
+            {"sum": -2, "all": {"removed": ["'a'"]}},
+        ),
+        (None, "a", {"was": None, "is": "a"}),
+        (None, None, None),
+        (100.0, 100.0 - 19.99 + 19.99 + 1e-14, None),
+        (60.02, 60.02 - 39.98, -39.98),
+        (Decimal("1.5"), 2.0, 0.5),
+        (0.0, float("inf"), float("inf")),
     ],
 )
 def test_changes_are_what_came_and_went(before: Any, after: Any, change: Any) -> None:
     assert changes(before, after) == change
+
+
+def test_money_in_floats_is_proven_though_they_never_come_back_exactly(world: World) -> None:
+    def balance() -> float:
+        total = 100.0
+        for _ in world:
+            total -= 19.99
+        return total
+
+    saga = saga_of(*map(world.step, "ABC"))
+    assert_saga_is_crash_safe(saga, Log(), effects=balance)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_effects_may_be_query_sets(db: None, nested: bool) -> None:
+    step = make_step("A", Calls(), act=join, compensate=leave, atomic=True)
+    groups = Group.objects.values_list("permissions", flat=True)  # None for each
+
+    def effects() -> Any:
+        return {"groups": groups.all()} if nested else groups.all()
+
+    assert_saga_is_crash_safe(saga_of(step), Log(), effects=effects)
+    forgetful = saga_of(make_step("A", Calls(), act=join, atomic=True), make_step("B", Calls()))
+    with pytest.raises(AssertionError, match="leaves something behind when B fails"):
+        assert_saga_is_crash_safe(forgetful, Log(), effects=effects)
 
 
 # The demo's saga

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from django_saga.exceptions import CircuitOpen
 from django_saga.machine import Status
 from django_saga.saga import Saga
-from django_saga.testing.effects import changes
+from django_saga.testing.effects import changes, snapshot
 from django_saga.testing.faults import (
     Fault,
     call_twice,
@@ -117,9 +117,9 @@ class _Proof:
 
     def run(self, *faults: Fault) -> tuple[SagaRun, Any]:
         context = self.context() if callable(self.context) else copy.deepcopy(self.context)
-        before = copy.deepcopy(self.effects())
+        before = snapshot(self.effects())
         run = SagaRunner(self.storage).start(self.saga, context, *faults).finish()
-        return run, changes(before, copy.deepcopy(self.effects()))
+        return run, changes(before, snapshot(self.effects()))
 
     def disturb(self, *way: Fault) -> None:
         """Crash at each moment of a way, and call each handler on it twice."""
