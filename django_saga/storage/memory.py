@@ -7,12 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from django_saga.exceptions import LeaseLost, SagaAlreadyRunning, SagaNotFound
 from django_saga.machine import State
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("django_saga.storage")
 
 
-@dataclass(slots=True)
-class _Row:
+class _Row(Struct):
     saga: str
     initial_context: str
     created_at: float
@@ -38,7 +38,7 @@ class _Row:
     grace_until: float | None = None
     finished_at: float | None = None
     retry_of: UUID | None = None
-    records: list[tuple[Checkpoint, float, str]] = field(default_factory=list)
+    records: list[tuple[Checkpoint, float, str]] = []
 
 
 class MemorySagaStorage(SagaStorage):
@@ -152,7 +152,7 @@ class MemorySagaStorage(SagaStorage):
                 row.lease_until = None
                 row.grace_until = _after(self._clock(), grace)
                 if unstarted:
-                    row.state = msgspec.structs.replace(row.state, in_flight=False)
+                    row.state = replace(row.state, in_flight=False)
 
     def due(
         self,
