@@ -269,6 +269,8 @@ def flaw(state: State) -> str:
     if state.action is Action.COMPENSATE:
         if state.step not in undo:
             return f"it is to compensate {state.step!r}, which has done nothing"
+        if state.status is not Status.COMPENSATING and state.step not in names:
+            return f"it is to go on after {state.step!r}, which its plan does not name"
     elif state.status is Status.COMPENSATING or state.step not in names:
         return f"it is to act in {state.step!r}, which does not come next"
     elif any(effect.undo and effect.step == state.step for effect in state.effects):

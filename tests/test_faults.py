@@ -487,6 +487,18 @@ def test_a_row_that_contradicts_itself_is_stuck_before_anything_is_called(
     assert "contradicts itself" in stuck.stuck_reason
 
 
+def test_a_row_that_is_to_undo_what_its_plan_does_not_name_is_stuck_too(
+    edited: type[Saga[Log]], calls: Calls
+) -> None:
+    id = interrupted(edited)
+    away = {"action": "compensate", "step": "Nowhere", "effects": [["Nowhere", "DONE"]]}
+    rows("default").filter(pk=id).update(**away)
+    stuck = recover_saga(id)
+    assert (stuck.status, calls) == ("STUCK", ["act A"])
+    assert "contradicts itself" in stuck.stuck_reason
+    assert "'Nowhere', which its plan does not name" in stuck.stuck_reason
+
+
 def test_times_that_python_cannot_read_do_not_end_a_sweep(edited: type[Saga[Log]]) -> None:
     """PostgreSQL knows infinity, and people use it."""
     endless, well = interrupted(edited), interrupted(edited)
