@@ -23,6 +23,7 @@ from django_saga.exceptions import (
     InvalidDefinition,
     LeaseLost,
     SagaError,
+    TransactionLeftOpen,
 )
 from django_saga.flow import (
     Announce,
@@ -171,7 +172,7 @@ def _call_inside(ask: CallInside, method: Callable[[Any], Any]) -> Any:
         with ask.transaction():
             answer = call_handler(ask.call, method), ask.checkpoint()
         return answer
-    except DatabaseError as error:
+    except (DatabaseError, TransactionLeftOpen) as error:
         # The database refused what the handler had written, at the latest at the commit.
         raise HandlerRaised(error) from error
 
