@@ -9,13 +9,12 @@ from typing import Any
 from django_saga import machine
 from django_saga.checkpoints import checkpoint_of, look_again, noting, save, saved_as
 from django_saga.conf import conf
-from django_saga.errors import describe, report_of
+from django_saga.errors import describe, left_open, report_of
 from django_saga.exceptions import (
     InsideTransaction,
     InvalidContext,
     LeaseLost,
     StorageUnavailable,
-    TransactionLeftOpen,
 )
 from django_saga.flow import Call, CallInside, Flow, HandlerRaised, Run
 from django_saga.keeper import keeper
@@ -39,7 +38,7 @@ def attempt(run: Run) -> Flow[SagaStepResult | None]:
             response = yield from _attempt_inside(run, call, began)
         else:
             response = yield call
-            yield from _save_done(run, began)
+            yield from _save_done(run, call, began)
     except HandlerRaised as raised:
         yield from _save_failed(run, raised.error, began)
     finally:
@@ -48,15 +47,11 @@ def attempt(run: Run) -> Flow[SagaStepResult | None]:
     return SagaStepResult(step, response, run.id) if done and run.error is None else None
 
 
-def _save_done(run: Run, began: float) -> Flow[None]:
+def _save_done(run: Run, call: Call, began: float) -> Flow[None]:
     try:
         yield from save(run, _settle_done(run), began)
     except InsideTransaction as error:
-        left = TransactionLeftOpen(
-            f"{run.state.action} of step {run.state.step} left a transaction open on the sagas' "
-            "database. It was rolled back; let every atomic() block end within the handler."
-        )
-        raise HandlerRaised(left) from error
+        raise HandlerRaised(left_open(call.info)) from error
 
 
 def _save_failed(run: Run, error: Exception, began: float) -> Flow[None]:

@@ -18,8 +18,10 @@ from django.db import Error as DatabaseError
 from msgspec.structs import replace
 
 from django_saga import signals
+from django_saga.errors import left_open
 from django_saga.exceptions import (
     CircuitOpen,
+    InsideTransaction,
     InvalidDefinition,
     LeaseLost,
     SagaError,
@@ -37,6 +39,7 @@ from django_saga.flow import (
 )
 from django_saga.machine import Action
 from django_saga.steps import CircuitBreaker, CurrentStep, StepType, _current
+from django_saga.storage.base import SagaStorage
 from django_saga.timeouts import time_limit
 
 logger = logging.getLogger("django_saga.drivers")
@@ -211,6 +214,32 @@ def call_handler(ask: Call, method: Callable[[Any], Any]) -> Any:
     return response
 
 
+def _call_in_turn(ask: Call, method: Callable[[Any], Any]) -> Any:
+    """Call a sync handler in a thread that other sagas use in turn with this one.
+
+    What it leaves open ends here: in the next turn it would pass for another handler's.
+    """
+    storage = ask.run.storage
+    try:
+        response = call_handler(ask, method)
+    except HandlerRaised:
+        if _is_open(storage):
+            storage.end_transaction()
+        raise
+    if _is_open(storage):
+        storage.end_transaction()
+        raise HandlerRaised(left_open(ask.info))
+    return response
+
+
+def _is_open(storage: SagaStorage) -> bool:
+    try:
+        storage.refuse_transaction()
+    except InsideTransaction:
+        return True
+    return False
+
+
 async def call_async_handler(ask: Call, method: Callable[[Any], Any]) -> Any:
     """Call an async handler, in whatever loop this is."""
     current = _current.set(_begun(ask))
@@ -336,7 +365,7 @@ class AsyncDriver:
                 method = await _aresolve(ask)
                 if _is_async(method):
                     return await call_async_handler(ask, method)
-                return await self._finished(partial(call_handler, ask, method))
+                return await self._finished(partial(_call_in_turn, ask, method))
             case CallInside():
                 self._take(ask.call.run)
                 method = await _aresolve(ask.call)

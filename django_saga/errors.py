@@ -13,7 +13,7 @@ from django_saga.exceptions import (
     TransactionLeftOpen,
 )
 from django_saga.machine import Error, Outcome, Report
-from django_saga.steps import Fallback, StepType
+from django_saga.steps import CurrentStep, Fallback, StepType
 from django_saga.texts import said_by
 
 
@@ -30,6 +30,14 @@ def report_of(error: Exception, step: StepType, fallback: Fallback | None, conte
         falls_back=fallback is None
         or not fallback.failure_exceptions
         or isinstance(error, (*fallback.failure_exceptions, CircuitOpen)),
+    )
+
+
+def left_open(info: CurrentStep) -> TransactionLeftOpen:
+    """The error of a handler that returned inside a transaction."""
+    return TransactionLeftOpen(
+        f"{info.action} of step {info.step} left a transaction open on the sagas' database. It was "
+        "rolled back; let every atomic() block end within the handler."
     )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from django_saga import (
     SagaError,
     SagaFailed,
     SagaNotFound,
+    SagaStepHandler,
     StorageUnavailable,
     current_step,
     operations,
@@ -585,6 +587,45 @@ def test_a_transaction_that_a_handler_leaves_open_is_rolled_back_and_told(
     assert not Group.objects.filter(name="left open").exists()
     assert connection.get_autocommit(), "whatever comes next in this thread is not in its way"
     Saga(steps=[make_step("A", calls)], name="tests.next").run(Log())
+
+
+@pytest.mark.parametrize("raises", [False, True], ids=["returns", "raises"])
+def test_a_transaction_left_open_in_the_thread_that_sagas_share_is_nobody_else_s_fault(
+    calls: Calls, raises: bool
+) -> None:
+    left_open, asked = Event(), Event()
+
+    def leave_open(context: Log) -> None:
+        transaction.atomic().__enter__()
+        left_open.set()
+        # Whoever asks for the thread now is served next, before this saga asks again.
+        assert asked.wait(30)
+        if raises:
+            raise RuntimeError("no")
+
+    async def end_soon() -> None:
+        for _ in range(20):  # turns of the loop, in which the other's checkpoint is asked for
+            await asyncio.sleep(0)
+        asked.set()
+
+    class Innocent(SagaStepHandler[Log]):
+        async def act(self, context: Log) -> None:
+            while not left_open.is_set():
+                await asyncio.sleep(0.01)
+            tasks.append(asyncio.ensure_future(end_soon()))
+
+    tasks: list[Any] = []
+    guilty = Saga(steps=[make_step("A", calls, act=leave_open)], name="tests.guilty")
+    innocent = Saga(steps=[Innocent], name="tests.innocent")
+
+    async def both() -> list[Any]:
+        runs = [guilty.arun(Log()), innocent.arun(Log())]
+        return await asyncio.gather(*runs, return_exceptions=True)
+
+    failed, done = async_to_sync(both)()
+    assert isinstance(failed, SagaFailed)
+    assert ("RuntimeError" if raises else "act of step A left a transaction open") in str(failed)
+    assert done.status == "COMPLETED"
 
 
 @pytest.mark.parametrize("using", django_settings.DATABASES)
