@@ -9,13 +9,8 @@ from typing import Any
 from django_saga import machine
 from django_saga.checkpoints import checkpoint_of, look_again, noting, save, saved_as
 from django_saga.conf import conf
-from django_saga.errors import describe, left_open, report_of
-from django_saga.exceptions import (
-    InsideTransaction,
-    InvalidContext,
-    LeaseLost,
-    StorageUnavailable,
-)
+from django_saga.errors import describe, report_of
+from django_saga.exceptions import InvalidContext, LeaseLost, StorageUnavailable
 from django_saga.flow import Call, CallInside, Flow, HandlerRaised, Run
 from django_saga.keeper import keeper
 from django_saga.machine import Action, Outcome, Report, Status, Transition
@@ -38,29 +33,13 @@ def attempt(run: Run) -> Flow[SagaStepResult | None]:
             response = yield from _attempt_inside(run, call, began)
         else:
             response = yield call
-            yield from _save_done(run, call, began)
+            yield from save(run, _settle_done(run), began)
     except HandlerRaised as raised:
-        yield from _save_failed(run, raised.error, began)
+        yield from save(run, _settle_failed(run, raised.error), began)
     finally:
         keeper.forget(run)
     done = state.action is Action.ACT and run.last is not None and run.last.outcome is Outcome.DONE
     return SagaStepResult(step, response, run.id) if done and run.error is None else None
-
-
-def _save_done(run: Run, call: Call, began: float) -> Flow[None]:
-    try:
-        yield from save(run, _settle_done(run), began)
-    except InsideTransaction as error:
-        raise HandlerRaised(left_open(call.info)) from error
-
-
-def _save_failed(run: Run, error: Exception, began: float) -> Flow[None]:
-    transition = _settle_failed(run, error)
-    try:
-        yield from save(run, transition, began)
-    except InsideTransaction:  # the handler's, who left it open
-        yield run.do(run.storage.end_transaction)
-        yield from save(run, transition, began)
 
 
 def _attempt_inside(run: Run, call: Call, began: float) -> Flow[Any]:

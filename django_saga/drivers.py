@@ -159,7 +159,7 @@ async def _aresolve(ask: Call) -> Callable[[Any], Any]:
 def _call(ask: Call) -> Any:
     method = _resolve(ask)
     if not _is_async(method):
-        return call_handler(ask, method)
+        return _call_outside(ask, method)
     try:
         return async_to_sync(call_async_handler)(ask, method)
     except HandlerRaised:
@@ -214,10 +214,11 @@ def call_handler(ask: Call, method: Callable[[Any], Any]) -> Any:
     return response
 
 
-def _call_in_turn(ask: Call, method: Callable[[Any], Any]) -> Any:
-    """Call a sync handler in a thread that other sagas use in turn with this one.
+def _call_outside(ask: Call, method: Callable[[Any], Any]) -> Any:
+    """Call a sync handler outside of any transaction, and end one that it leaves open.
 
-    What it leaves open ends here: in the next turn it would pass for another handler's.
+    Left open it would be in the way of its own checkpoint, and of every saga after it in this
+    thread.
     """
     storage = ask.run.storage
     try:
@@ -365,7 +366,7 @@ class AsyncDriver:
                 method = await _aresolve(ask)
                 if _is_async(method):
                     return await call_async_handler(ask, method)
-                return await self._finished(partial(_call_in_turn, ask, method))
+                return await self._finished(partial(_call_outside, ask, method))
             case CallInside():
                 self._take(ask.call.run)
                 method = await _aresolve(ask.call)
