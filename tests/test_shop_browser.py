@@ -8,10 +8,11 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPResponse
 from http.cookies import SimpleCookie
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 from urllib.request import ProxyHandler, Request, build_opener
@@ -80,7 +81,14 @@ def answers(url: str) -> bool:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    served = Served(free_port(), shop_environment(tmp_path_factory.mktemp("served")))
+    with serving(tmp_path_factory.mktemp("served")) as served:
+        yield served
+
+
+@contextmanager
+def serving(home: Path) -> Iterator[Served]:
+    """The demo, served for one ``with`` block."""
+    served = Served(free_port(), shop_environment(home))
     command = [sys.executable, "manage.py", "demo", "--serve", "--port", str(served.port)]
     with subprocess.Popen(
         command, cwd=ROOT, env=served.environment, stdout=subprocess.PIPE

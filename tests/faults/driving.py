@@ -31,7 +31,7 @@ from django_saga.models import SagaExecution
 from tests.faults import sagas
 from tests.faults.children import DIED
 from tests.faults.rules import SWITCH_OFF
-from tests.faults.sagas import CASES, Trial, tell_the_ledger
+from tests.faults.sagas import JUDGED, Trial, tell_the_ledger
 
 FAULTS = {
     "die": lambda: os._exit(DIED),
@@ -85,7 +85,7 @@ def drive(
     Returns one of GAVE_UP, or 0.
     """
     begin(ledger, fault, without)
-    made, context = CASES[saga].saga(), Trial(ledger)
+    made, context = JUDGED[saga].saga(), Trial(ledger)
     try:
         if runner == "sync":
             made.run(context, saga_id=UUID(saga_id))

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from django_saga.models import SagaExecution, SagaStepRecord
 from tests.faults.ledger import Entry
-from tests.faults.sagas import CASES, ROWS, groups
+from tests.faults.sagas import JUDGED, ROWS, groups
 
 
 def wrongs(saga_id: UUID, database: str, entries: Sequence[Entry]) -> list[str]:
@@ -37,7 +37,7 @@ def wrongs(saga_id: UUID, database: str, entries: Sequence[Entry]) -> list[str]:
 
 
 def _end(execution: SagaExecution) -> Iterator[str]:
-    expected = CASES[execution.saga].ends
+    expected = JUDGED[execution.saga].ends
     if execution.status not in expected:
         yield f"L0 is {execution.status}, not {sorted(expected)} ({execution.stuck_reason})"
     if execution.lease_until is not None or execution.finished_at is None:
@@ -66,7 +66,7 @@ def _effects(execution: SagaExecution, database: str, calls: Sequence[Entry]) ->
     last = {call.step: call.action for call in calls}
     stands = {step for step, action in last.items() if action == "act"}
     stands |= {step for step in ROWS if groups(database, execution.id, step).exists()}
-    expected = CASES[execution.saga].stands if execution.status == "COMPLETED" else frozenset()
+    expected = JUDGED[execution.saga].stands if execution.status == "COMPLETED" else frozenset()
     if execution.status == "STUCK":
         hidden = {step for step in stands if step not in execution.stuck_reason}
         if hidden:

@@ -11,7 +11,9 @@ from typing import Any
 from uuid import UUID
 
 from django_saga import StorageUnavailable, machine
+from django_saga.drivers import AsyncDriver
 from django_saga.flow import HandlerRaised
+from django_saga.keeper import keeper
 from django_saga.models import SagaExecution
 from django_saga.steps import CurrentStep
 from django_saga.storage import DjangoSagaStorage
@@ -73,6 +75,17 @@ def a_lost_connection_is_no_failure() -> None:
     DjangoSagaStorage.checkpoint = failing
 
 
+def a_step_in_flight_outlives_its_driver() -> None:
+    async def straight(self: Any, flow: Any, run: Any = None, *, give_up: Any = None) -> Any:
+        return await self._drive(flow)
+
+    AsyncDriver.drive = straight
+
+
+def a_long_steps_lease_is_renewed() -> None:
+    keeper.watch = lambda run: None
+
+
 def _drop_condition(condition: str) -> None:
     """Of the statement that writes a checkpoint; its parameters stay as they are."""
     update = Statements.update
@@ -96,5 +109,7 @@ SWITCH_OFF: dict[str, Callable[[], None]] = {
         a_checkpoint_names_its_token_and_its_place,
         a_lost_connection_is_no_failure,
         a_lease_keeps_other_drivers_out,
+        a_step_in_flight_outlives_its_driver,
+        a_long_steps_lease_is_renewed,
     )
 }

@@ -13,6 +13,7 @@ from django_saga import Fallback, Retry, Saga, SagaContext, SagaStepHandler, cur
 from django_saga.models import SagaExecution
 from tests.faults import ledger
 
+ENDS = ("saga_completed", "saga_failed", "saga_stuck")
 AT_ONCE = Retry(attempts=3, delay=0)
 
 
@@ -149,23 +150,25 @@ class Case(NamedTuple):
     stands: frozenset[str]  # once it is COMPLETED
 
 
-def _case(saga: type[Saga[Trial]], *stands: str) -> Case:
+def case(saga: type[Saga[Trial]], *stands: str) -> Case:
     return Case(saga, frozenset({"COMPLETED" if stands else "FAILED"}), frozenset(stands))
 
 
 CASES = {
-    case.saga.name: case
-    for case in (
-        _case(Rows, "D1", "D2", "D3"),
-        _case(Mixed, "D1", "R2", "D3"),
-        _case(Undone),
-        _case(HardlyUndone),
-        _case(FallenBack, "R1", "R2", "D3"),
+    one.saga.name: one
+    for one in (
+        case(Rows, "D1", "D2", "D3"),
+        case(Mixed, "D1", "R2", "D3"),
+        case(Undone),
+        case(HardlyUndone),
+        case(FallenBack, "R1", "R2", "D3"),
         Case(FickleLast, frozenset({"COMPLETED", "FAILED"}), frozenset({"D1", "R2", "Fickle"})),
-        _case(Async, "A1", "D2", "A2"),
-        _case(AsyncUndone),
+        case(Async, "A1", "D2", "A2"),
+        case(AsyncUndone),
     )
 }
+JUDGED = dict(CASES)
+"""What the judge knows; a battery adds what it alone drives."""
 ROWS = frozenset(("D1", "D2", "D3"))
 
 
@@ -184,12 +187,19 @@ def groups(database: str, saga_id: uuid.UUID, step: str, *, create: bool = False
 
 def tell_the_ledger(address: str) -> None:
     """Have every end that is signalled in this process noted too."""
-    for name in ("saga_completed", "saga_failed", "saga_stuck"):
+    for name in ENDS:
         signal: Signal = getattr(signals, name)
-        for case in CASES.values():
+        for one in JUDGED.values():
             signal.connect(
-                _receiver(address, name), sender=case.saga, weak=False, dispatch_uid=address
+                _receiver(address, name), sender=one.saga, weak=False, dispatch_uid=address
             )
+
+
+def tell_it_no_more(address: str) -> None:
+    """Undo that."""
+    for name in ENDS:
+        for one in JUDGED.values():
+            getattr(signals, name).disconnect(sender=one.saga, dispatch_uid=address)
 
 
 def _receiver(address: str, name: str) -> Any:
