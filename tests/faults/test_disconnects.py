@@ -530,4 +530,4 @@ def test_clients_that_go_away_over_real_sockets_lose_and_double_nothing(
     wait_for(enough)
     assert not shop.wrongs
     recovered = shop.recovered - before
-    figure("disconnects", over_sockets=left, of_them_recovered=recovered, wrongs=0)
+    figure("disconnects", over_sockets=left, taken_over_half_way=recovered, wrongs=0)
