@@ -87,6 +87,7 @@ class World:
         state, step = self.state, self.state.step
         assert state.in_flight
         assert step in machine.needed_steps(state), "what is called was said to be needed"
+        assert machine.flaw(state) == "", "what comes about by the rules does not contradict itself"
         self.calls.append((state.action.value, step, state.status))
         if state.action is Action.ACT:
             self.contexts.setdefault(step, state.context)
