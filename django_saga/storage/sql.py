@@ -41,7 +41,6 @@ class Dialect:
     age: str  # seconds since the latest checkpoint
     greatest: str = "GREATEST"
     least: str = "LEAST"
-    json: str = "%s"
     number: str = "%s"
     name: str = "%s"  # compared byte by byte
     leases: str = "(id, token) IN ({0})"
@@ -57,7 +56,6 @@ DIALECTS = {
         now="statement_timestamp()",
         after="statement_timestamp() + make_interval(secs => {0})",
         age="EXTRACT(EPOCH FROM statement_timestamp() - updated_at)::float8",
-        json="%s::jsonb",
         number="%s::float8",
         skip_duplicate=" ON CONFLICT (id) DO NOTHING",
         returns_updates=True,
@@ -98,11 +96,11 @@ class Statements:
         self.row = f"*, {now} AS db_now"
 
         # CREATED, driver, lease, wake, grace; the other columns have their default
-        values = [dialect.json if c in _JSON else "%s" for c in CREATED]
+        values = ", ".join(["%s"] * len(CREATED))
         self.create = (
             f"INSERT INTO {EXECUTIONS} ({', '.join(CREATED)}, driver, token, effects, "
             "lease_until, wake_at, grace_until, created_at, updated_at) "
-            f"VALUES ({', '.join(values)}, %s, 1, '[]', {after}, {after}, {after}, {now}, {now})"
+            f"VALUES ({values}, %s, 1, '[]', {after}, {after}, {after}, {now}, {now})"
             f"{dialect.skip_duplicate} RETURNING created_at"
         )
 
@@ -142,7 +140,7 @@ class Statements:
     def update(self, changed: tuple[str, ...], wake: bool, grace: bool, final: bool) -> str:
         """Parameters: changed, lease, wake and grace if given; id, token, and where it was."""
         now, after = self.dialect.now, self.dialect.after.format(self.dialect.number)
-        assignments = [f"{c} = {self.dialect.json if c in _JSON else '%s'}" for c in changed]
+        assignments = [f"{c} = %s" for c in changed]
         assignments += [
             f"lease_until = {after}",
             f"wake_at = {after if wake else 'NULL'}",
@@ -184,6 +182,5 @@ class Statements:
         )
 
 
-_JSON = {"plan", "effects"}
 _TYPES = {"attempt": "int", "duration": "float8", "token": "bigint"}
 STATEMENTS = {vendor: Statements(dialect) for vendor, dialect in DIALECTS.items()}
