@@ -307,8 +307,14 @@ def test_an_execution_that_ended_is_returned_as_it_is(storage: SagaStorage, stat
     assert columns(storage, claim.id) == before
 
 
-def ended(storage: SagaStorage, status: str) -> Claim:
-    claim = leased(storage)
+def ended(
+    storage: SagaStorage,
+    status: str,
+    saga: str = "tests.contract",
+    *,
+    lease: float | None = 60.0,
+) -> Claim:
+    claim = leased(storage, saga)
     done, failed = Outcome.DONE, Outcome.FAILED
     outcomes = {
         "COMPLETED": [done, done, done],
@@ -316,7 +322,7 @@ def ended(storage: SagaStorage, status: str) -> Claim:
         "STUCK": [done, failed, failed, failed, failed, failed],
     }
     for outcome in outcomes[status]:
-        advance(storage, claim, outcome, lease=60.0)
+        advance(storage, claim, outcome, lease=lease)
     assert claim.state.status.value == status
     return claim
 
@@ -499,6 +505,15 @@ def test_the_last_checkpoint_ends_the_execution_for_every_verb(
     storage.release(claim.id, claim.token, unstarted=True, grace=60.0)
     assert columns(storage, claim.id) == before
     assert claim.id not in ids(storage.due(10_000))
+
+
+@pytest.mark.parametrize("how", [{}, {"lease": 60.0}, {"grace": 60.0}], ids=str)
+@pytest.mark.parametrize("status", ["COMPLETED", "FAILED", "STUCK"])
+def test_what_has_ended_is_not_due_though_nobody_holds_it(
+    storage: SagaStorage, saga: str, status: str, how: dict[str, float]
+) -> None:
+    ended(storage, status, saga, lease=None)
+    assert storage.due(100, saga=saga, **how) == []
 
 
 def test_an_execution_that_goes_on_after_being_stuck_has_not_ended_any_more(
