@@ -196,6 +196,8 @@ def test_an_execution_may_be_stored_for_later(storage: SagaStorage) -> None:
     assert seconds_left(stored.wake_at) == about(500)
     assert seconds_left(stored.grace_until) == about(1000)
     assert claim.wait == about(500)
+    seen = storage.execution(claim, claim.state, claim.at, leased=False)
+    assert seconds_left(seen.wake_at) == about(500)
 
 
 def test_what_waits_for_a_driver_names_none(storage: SagaStorage) -> None:
@@ -1021,6 +1023,19 @@ def test_a_transaction_that_idles_is_ended_with_its_lease(lease: float, limit: s
         cursor.execute("SHOW idle_in_transaction_session_timeout")
         [after] = cursor.fetchone()
     assert (seen, after) == ([limit], "0")
+
+
+@pytest.mark.parametrize("how", ["lease", "grace"])
+def test_what_cannot_be_read_takes_no_others_place_among_those_that_are_due(
+    database: DjangoSagaStorage, saga: str, how: str
+) -> None:
+    spoilt, *others = [create(database, saga, pending=True) for _ in range(4)]
+    rows = SagaExecution.objects.using(database.alias).filter(pk=spoilt.id)
+    rows.update(plan={"no": "plan"})
+    for claim, seconds in zip([spoilt, *others], [40.0, 30.0, 20.0, 10.0], strict=True):
+        make_older(database, claim.id, seconds)
+    assert ids(database.due(2, saga=saga, **{how: 60.0})) == ids(others)[:2]
+    rows.delete()
 
 
 def test_times_keep_what_the_database_can(database: DjangoSagaStorage) -> None:
