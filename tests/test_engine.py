@@ -519,15 +519,19 @@ def test_a_container_makes_the_handlers(
             self.service.note()
 
     class Asynchronous:
+        def __init__(self, container: punq.Container) -> None:
+            self.container = container
+
         async def resolve(self, kind: type) -> Any:
-            return container.resolve(kind)
+            return self.container.resolve(kind)
+
+    def saga_with(container: punq.Container) -> Saga[Log]:
+        chosen = Asynchronous(container) if resolve_async else container
+        return Saga(steps=[Charge], storage=storage, container=chosen, name="tests.container")
 
     container = punq.Container()
     container.register(Charge, factory=lambda: Charge(calls))
-    chosen = Asynchronous() if resolve_async else container
-    saga = Saga(steps=[Charge], storage=storage, container=chosen, name="tests.container")
-    run(saga, Log())
+    run(saga_with(container), Log())
     assert calls == ["act Charge"]
-    missing = Saga(steps=[Charge], storage=storage, container=punq.Container(), name="tests.x")
     with pytest.raises(SagaFailed, match="MissingDependency"):
-        run(missing, Log())
+        run(saga_with(punq.Container()), Log())

@@ -1370,6 +1370,17 @@ def test_only_postgresql_needs_one_statement_alone(alias: str) -> None:
 
 
 @pytest.mark.parametrize("alias", ALIASES)
+def test_what_is_acquired_is_read_in_the_transaction_that_acquired_it(alias: str) -> None:
+    storage = DjangoSagaStorage(alias)
+    claim = create(storage, pending=True)
+    with CaptureQueriesContext(connections[alias]) as queries:
+        storage.acquire(claim.id, driver="second", lease=60.0)
+    kinds = [query["sql"].split()[0] for query in queries.captured_queries]
+    returns = connections[alias].vendor != "mysql"
+    assert kinds == (["UPDATE"] if returns else ["BEGIN", "UPDATE", "SELECT", "COMMIT"])
+
+
+@pytest.mark.parametrize("alias", ALIASES)
 def test_many_leases_are_renewed_in_one_statement(alias: str) -> None:
     storage = DjangoSagaStorage(alias)
     claims = [leased(storage) for _ in range(20)]
