@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import lru_cache, partial
+from functools import partial
 from traceback import walk_tb
 from typing import Any, TypeVar
 
@@ -37,9 +37,9 @@ from django_saga.flow import (
     Pause,
     Run,
 )
-from django_saga.machine import Action
 from django_saga.steps import CircuitBreaker, CurrentStep, StepType, _current
 from django_saga.storage.base import SagaStorage
+from django_saga.texts import shown
 from django_saga.timeouts import time_limit
 
 logger = logging.getLogger("django_saga.drivers")
@@ -98,7 +98,9 @@ def _do(ask: Any) -> Any:
 def _made(ask: Call) -> Any:
     """The handler, from the container or just made; where that is async, what to await for it."""
     container = ask.run.saga.container
-    maker = ask.step.__init__ if container is None else container.resolve
+    maker = container.resolve if container is not None else ask.step.__init__
+    if maker is object.__init__:
+        maker = ask.step.__new__
     try:
         return _make(ask.step) if container is None else maker(ask.step)
     except Exception as error:
@@ -133,14 +135,21 @@ def _raised_by(called: Any, error: Exception) -> Exception:
     function = getattr(called, "__func__", called)
     code = getattr(function, "__code__", getattr(called, "cr_code", None))
     if code is None:  # not Python's: it leaves no frame
-        struck = called is object.__init__
+        struck = called is object.__new__
     else:
         struck = all(frame.f_code is not code for frame, _ in walk_tb(error.__traceback__))
     return error if struck else HandlerRaised(error)
 
 
 def _method(ask: Call, handler: Any) -> Callable[[Any], Any]:
-    method = handler.act if ask.info.action is Action.ACT else handler.compensate
+    method = getattr(handler, ask.info.action, None)
+    if not callable(method):
+        raise HandlerRaised(
+            InvalidDefinition(
+                f"For step {ask.step.__qualname__} the container made {shown(handler)}, which has "
+                f"no {ask.info.action}()."
+            )
+        )
     return method  # type: ignore[no-any-return]
 
 
@@ -158,7 +167,7 @@ async def _aresolve(ask: Call) -> Callable[[Any], Any]:
 
 def _call(ask: Call) -> Any:
     method = _resolve(ask)
-    if not _is_async(method):
+    if not inspect.iscoroutinefunction(method):
         return _call_outside(ask, method)
     try:
         return async_to_sync(call_async_handler)(ask, method)
@@ -364,7 +373,7 @@ class AsyncDriver:
             case Call():
                 self._take(ask.run)
                 method = await _aresolve(ask)
-                if _is_async(method):
+                if inspect.iscoroutinefunction(method):
                     return await call_async_handler(ask, method)
                 return await self._finished(partial(_call_outside, ask, method))
             case CallInside():
@@ -425,13 +434,6 @@ class AsyncDriver:
             await asyncio.wait((self._pause,))
         finally:
             self._pause = None
-
-
-def _is_async(method: Any) -> bool:
-    return _is_coroutine_function(getattr(method, "__func__", method))
-
-
-_is_coroutine_function = lru_cache(maxsize=1024)(inspect.iscoroutinefunction)
 
 
 def _close(awaitable: Any) -> None:

@@ -535,3 +535,29 @@ def test_a_container_makes_the_handlers(
     assert calls == ["act Charge"]
     with pytest.raises(SagaFailed, match="MissingDependency"):
         run(saga_with(punq.Container()), Log())
+
+
+@pytest.mark.parametrize("made", [None, object()], ids=["nothing", "something else"])
+def test_a_container_that_makes_no_handler_is_told(
+    storage: SagaStorage, run: Runner, calls: Calls, made: object
+) -> None:
+    class Wrong:
+        def resolve(self, kind: type) -> object:
+            return made
+
+    saga = Saga(
+        steps=[make_step("A", calls)], storage=storage, container=Wrong(), name="tests.wrong"
+    )
+    with pytest.raises(SagaFailed, match=r"For step A the container made .*, which has no act\(\)"):
+        run(saga, Log())
+
+
+def test_an_error_of_a_handlers_new_is_the_steps_failure(storage: SagaStorage, run: Runner) -> None:
+    class Unmade(SagaStepHandler[Log]):
+        def __new__(cls) -> Unmade:
+            raise RuntimeError("not today")
+
+        def act(self, context: Log) -> None: ...
+
+    with pytest.raises(SagaFailed, match="not today"):
+        run(Saga(steps=[Unmade], storage=storage, name="tests.unmade"), Log())

@@ -12,7 +12,7 @@ from uuid import UUID
 from django.db import transaction
 
 from django_saga.conf import conf
-from django_saga.drivers import _is_async, _make
+from django_saga.drivers import _make
 from django_saga.machine import Outcome, State
 from django_saga.saga import default_storage
 from django_saga.steps import StepType, current_step
@@ -147,7 +147,7 @@ class _Method(NamedTuple):
 
     @property
     def watched(self) -> Callable[[Any], Any]:
-        return self._acall if _is_async(self.method) else self._call
+        return self._acall if inspect.iscoroutinefunction(self.method) else self._call
 
     def _call(self, context: Any) -> Any:
         with self.life.call(self.step, context) as calls:
