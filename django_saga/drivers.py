@@ -403,6 +403,9 @@ class AsyncDriver:
                     done.set_result(function())
                 except BaseException as error:
                     done.set_exception(error)
+                finally:
+                    if not done.done():  # struck in the line above: it must not be waited for
+                        done.set_exception(asyncio.CancelledError())
 
         try:
             task = asyncio.ensure_future(sync_to_async(work)())

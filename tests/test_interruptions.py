@@ -247,6 +247,27 @@ def test_a_thread_that_is_struck_before_it_begins_its_work_is_not_waited_for(
         pool.submit(work).result(60)
 
 
+def test_a_thread_that_is_struck_as_it_tells_of_an_error_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Struck(Future[Any]):
+        tries = 0
+
+        def set_exception(self, exception: Any) -> None:
+            self.tries += 1
+            if self.tries == 1:
+                raise asyncio.CancelledError
+            super().set_exception(exception)
+
+    monkeypatch.setattr(drivers, "Future", Struck)
+
+    def work() -> Any:
+        return async_to_sync(AsyncDriver()._finished)(lambda: 1 / 0)
+
+    with ThreadPoolExecutor(1) as pool, pytest.raises(asyncio.CancelledError):
+        pool.submit(work).result(60)
+
+
 def test_a_driver_whose_own_task_is_cancelled_says_so(
     storage: SagaStorage, calls: Calls, slow: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
