@@ -548,7 +548,31 @@ def test_the_instance_in_hand_is_what_is_stored(storage: SagaStorage) -> None:
         stored = columns(storage, claim.id)
         for name in stored.keys() - {"lease_until", "wake_at", "grace_until"}:
             assert plain(getattr(seen, name)) == plain(stored[name]), name
-        assert not storage.execution(claim, transition.state, saved.at, leased=False).lease_until
+        assert seen.wake_at is None
+        seen = storage.execution(claim, transition.state, saved.at, leased=False)
+        assert seen.lease_until is None
+
+
+@pytest.mark.parametrize("status", ["COMPLETED", "FAILED", "STUCK"])
+def test_the_instance_of_what_has_ended_is_what_is_stored(
+    storage: SagaStorage, status: str
+) -> None:
+    claim = ended(storage, status, lease=None)
+    stored = columns(storage, claim.id)
+    at, later = stored["updated_at"], stored["updated_at"] + timedelta(seconds=9)
+    seen = storage.execution(claim, claim.state, at, leased=False)
+    for name in stored:
+        assert plain(getattr(seen, name)) == plain(stored[name]), name
+    read = storage.acquire(claim.id, driver="second", lease=60.0)
+    again = storage.execution(read, read.state, later, leased=False)
+    assert (again.finished_at, again.lease_until) == (stored["finished_at"], None)
+
+
+def test_the_instance_of_what_is_acquired_knows_its_lease(storage: SagaStorage) -> None:
+    created = create(storage, pending=True)
+    claim = storage.acquire(created.id, driver="second", lease=60.0)
+    seen = storage.execution(claim, claim.state, claim.at, leased=True)
+    assert seconds_left(seen.lease_until) == about(60)
 
 
 @pytest.mark.parametrize("size", [100_000, 1_000_000])
