@@ -265,7 +265,11 @@ def events() -> Iterator[list[tuple[str, str]]]:
 
 @pytest.mark.parametrize("driver", ["sync", "async"])
 def test_signals_are_sent_after_each_commit_to_receivers_of_both_kinds_robustly(
-    storage: SagaStorage, calls: Calls, events: list[tuple[str, str]], driver: str
+    storage: SagaStorage,
+    calls: Calls,
+    events: list[tuple[str, str]],
+    driver: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     saga = adhoc(
         storage, make_step("A", calls), make_step("B", calls, act=raises(RuntimeError("no")))
@@ -281,3 +285,9 @@ def test_signals_are_sent_after_each_commit_to_receivers_of_both_kinds_robustly(
         ("saga_failed", "FAILED"),
     ]
     assert len(events) == 12
+    faults = [line for line in caplog.records if line.name == "django_saga.drivers"]
+    assert len(faults) == 6
+    for line, (name, _) in zip(faults, events[::2], strict=True):
+        assert name in line.getMessage()
+        assert "broken" in line.getMessage()
+        assert line.exc_info
