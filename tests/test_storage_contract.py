@@ -397,7 +397,8 @@ FULL = State(
 def test_every_part_of_a_state_comes_back_and_goes_again(storage: SagaStorage) -> None:
     claim = leased(storage)
     fresh = claim.state
-    storage.checkpoint(checkpoint(claim, Transition(state=FULL)))
+    saved = storage.checkpoint(checkpoint(claim, Transition(state=FULL)))
+    assert seconds_left(saved.at) == about(0)
     assert row(storage, claim.id).state == FULL
     claim.state = FULL
     storage.checkpoint(checkpoint(claim, Transition(state=fresh)))
@@ -1051,7 +1052,7 @@ def test_a_transaction_that_idles_is_ended_with_its_lease(lease: float, limit: s
 
 @pytest.mark.parametrize("how", ["lease", "grace"])
 def test_what_cannot_be_read_takes_no_others_place_among_those_that_are_due(
-    database: DjangoSagaStorage, saga: str, how: str
+    database: DjangoSagaStorage, saga: str, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     spoilt, *others = [create(database, saga, pending=True) for _ in range(4)]
     rows = SagaExecution.objects.using(database.alias).filter(pk=spoilt.id)
@@ -1059,7 +1060,21 @@ def test_what_cannot_be_read_takes_no_others_place_among_those_that_are_due(
     for claim, seconds in zip([spoilt, *others], [40.0, 30.0, 20.0, 10.0], strict=True):
         make_older(database, claim.id, seconds)
     assert ids(database.due(2, saga=saga, **{how: 60.0})) == ids(others)[:2]
+    assert f"{spoilt.id} cannot be read: " in caplog.text
     rows.delete()
+
+
+@pytest.mark.parametrize("column", ["created_at", "updated_at"])
+def test_a_row_of_sqlite_without_a_time_is_not_due(saga: str, column: str) -> None:
+    """SQLite keeps what is no time; Django reads it as None."""
+    storage = DjangoSagaStorage("sqlite")
+    spoilt = create(storage, saga, pending=True)
+    with connections["sqlite"].cursor() as cursor:
+        update = f"UPDATE {EXECUTIONS} SET {column} = '' WHERE saga = %s"
+        assert cursor.execute(update, [saga]).rowcount == 1
+    for how in ({}, {"grace": 60.0}, {"lease": 60.0}):
+        assert storage.due(100, saga=saga, **how) == []
+    SagaExecution.objects.using("sqlite").filter(pk=spoilt.id).delete()
 
 
 def test_times_keep_what_the_database_can(database: DjangoSagaStorage) -> None:

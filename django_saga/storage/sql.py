@@ -114,7 +114,7 @@ class Statements:
         )
         # seconds, at most; what has waited long is left alone for as long again, so that a long
         # queue is not told of the same executions at every sweep
-        longer = f"{dialect.greatest}({dialect.number}, {dialect.age})"
+        longer = f"{dialect.greatest}({dialect.number}, COALESCE({dialect.age}, 0))"
         longer = f"{dialect.least}({longer}, {dialect.number})"
         self.leave_alone = f"grace_until = {dialect.after.format(longer)}"
         # saga, any saga, limit
