@@ -563,7 +563,9 @@ def seconds_left(moment: datetime | None) -> float:
     return (moment - timezone.now()).total_seconds()
 
 
-def test_a_sweep_is_broken_off_where_the_database_is_away() -> None:
+def test_a_sweep_is_broken_off_where_the_database_is_away(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     ids = [interrupted(sagas.Plain) for _ in range(3)]
     found = sweep()
     next(found)
@@ -575,8 +577,10 @@ def test_a_sweep_is_broken_off_where_the_database_is_away() -> None:
         lost = next(found)
         assert (lost.saga_id, lost.status) == (ids[1], "RUNNING")
         assert "the connection is lost" in lost.error
-        with pytest.raises(StorageUnavailable):
+        with pytest.raises(StorageUnavailable) as broken:
             next(found)
+    [left] = [line for line in caplog.records if "could not be released" in line.getMessage()]
+    assert str(broken.value) in left.getMessage()
     assert [row(id).status for id in ids] == ["COMPLETED", "RUNNING", "RUNNING"]
 
 

@@ -122,7 +122,7 @@ class DjangoSagaStorage(SagaStorage):
         self.refuse_transaction()
         connection = self._connection
         pk = _uuid(saga_id, connection)
-        params = (lease, driver, pk, saga or "", saga is None, -1 if token is None else token)
+        params = (lease, driver, pk, saga or "", saga is None, token)
         query = f"SELECT {_sql(connection).row} FROM {EXECUTIONS} WHERE id = %s"
         for _ in range(_TRIES):
             with _translated(connection):
@@ -387,7 +387,7 @@ def _claim(row: SagaExecution) -> Claim | None:
         return None
     at = _utc(row.db_now)  # type: ignore[attr-defined]
     wait = max(0.0, (row.wake_at - at).total_seconds()) if row.wake_at else 0.0
-    return Claim(row.id, row.saga, row.token, state, at, wait, row.driver, execution=row)
+    return Claim(row.id, row.saga, row.token, state, at, wait, execution=row)
 
 
 def _columns(claim: Claim) -> dict[str, Any]:
