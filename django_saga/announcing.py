@@ -59,10 +59,13 @@ def _log(run: Run, event: str, record: Record | None) -> None:
     level = _LEVELS.get(event, logging.INFO)
     if not logger.isEnabledFor(level):
         return
-    step = record.step if record else run.state.step
-    attempt = record.attempt if record else run.state.attempt
+    if record is None or (event.startswith("saga_") and run.state.failed_step):
+        # Of the saga as a whole: the step that failed, not the one that was undone last.
+        step, attempt = run.state.failed_step or run.state.step, run.state.attempt
+        error = run.state.error
+    else:
+        step, attempt, error = record.step, record.attempt, record.error
     extra = {"saga": run.saga.name, "execution": str(run.id), "step": step, "attempt": attempt}
-    error = record.error if record else run.state.error
     why = f": {error.type}: {error.message}" if error and level > logging.INFO else ""
     # One line whatever the message holds: an error's text comes from outside.
     why = why.encode("unicode_escape").decode()

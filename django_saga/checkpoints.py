@@ -78,7 +78,7 @@ def spacing(run: Run, state: State) -> float | None:
 def saved_as(run: Run, transition: Transition, saved: Saved) -> Flow[None]:
     # The answer may have come late; the lease has counted since the statement was run.
     run.renewed_at = run.asked_at
-    run.wakes_at = time.monotonic() + transition.delay
+    run.delay, run.wakes_at = transition.delay, time.monotonic() + transition.delay
     run.state, run.at, run.last = transition.state, saved.at, transition.record
     run.leased = transition.state.active and transition.delay <= conf.INLINE_WAIT
     yield from announce(run, transition.events, saved)

@@ -183,7 +183,10 @@ def outcome(run: Run) -> SagaExecution:
         message = f"Saga {execution.saga} {run.id}: {where} and all was compensated. {why}"
         raise SagaFailed(message, execution) from run.error
     if state.status is Status.STUCK:
-        message = f"Saga {execution.saga} {run.id} is stuck: {state.stuck_reason} ({why})"
+        since = (
+            f"It turned back since step {state.failed_step} failed" if state.failed_step else "Why"
+        )
+        message = f"Saga {execution.saga} {run.id} is stuck: {state.stuck_reason} {since}: {why}"
         raise SagaStuck(message, execution) from run.error
     return execution
 

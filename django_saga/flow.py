@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Generator
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -96,6 +97,7 @@ class Run:
         self.leased = claim.state.active
         self.renewed_at = time.monotonic()  # when the lease began to count
         self.asked_at = self.renewed_at  # when the latest statement was sent
+        self.delay = claim.wait  # seconds from ``at`` on before the next attempt may begin
         self.wakes_at = self.renewed_at + claim.wait
         self.last: Record | None = None  # of the latest checkpoint
         self.duration: float | None = None  # seconds that its attempt took
@@ -108,7 +110,10 @@ class Run:
     @property
     def execution(self) -> SagaExecution:
         """The model instance as it stands after the latest checkpoint."""
-        return self.storage.execution(self.claim, self.state, self.at, self.leased)
+        execution = self.storage.execution(self.claim, self.state, self.at, self.leased)
+        waits = self.state.active and self.delay
+        execution.wake_at = self.at + timedelta(seconds=self.delay) if waits else None
+        return execution
 
     @property
     def key(self) -> tuple[UUID, int]:

@@ -561,3 +561,36 @@ def test_an_error_of_a_handlers_new_is_the_steps_failure(storage: SagaStorage, r
 
     with pytest.raises(SagaFailed, match="not today"):
         run(Saga(steps=[Unmade], storage=storage, name="tests.unmade"), Log())
+
+
+def test_what_is_handed_over_says_when_it_goes_on(
+    storage: SagaStorage, run: Runner, calls: Calls
+) -> None:
+    later = make_step("A", calls, act=raises(OSError("busy")), retry=Retry(attempts=2, delay=30))
+    execution = run(adhoc(storage, later), Log())
+    assert not execution.is_final
+    assert execution.wake_at is not None
+    assert 29 < (execution.wake_at - execution.updated_at).total_seconds() < 31
+
+
+def test_a_stuck_saga_names_what_failed_first_and_its_error(
+    storage: SagaStorage, run: Runner, calls: Calls
+) -> None:
+    once = Retry(attempts=1)
+    kept = make_step("A", calls, compensate=raises(OSError("on fire")), compensation_retry=once)
+    failing = make_step("B", calls, act=raises(ValueError("declined")))
+    with pytest.raises(
+        SagaStuck, match=r"of A failed; .* since step B failed: ValueError: declined"
+    ):
+        run(adhoc(storage, kept, failing), Log())
+
+
+def test_the_end_of_a_saga_is_logged_with_the_step_that_failed(
+    storage: SagaStorage, run: Runner, calls: Calls, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing = make_step("B", calls, act=raises(ValueError("declined")))
+    with pytest.raises(SagaFailed):
+        run(adhoc(storage, make_step("A", calls), failing), Log())
+    (ended,) = [r for r in caplog.records if r.getMessage().startswith("saga_failed ")]
+    assert ended.getMessage().endswith("step B: ValueError: declined")
+    assert ended.step == "B"  # type: ignore[attr-defined]
