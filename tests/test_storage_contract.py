@@ -787,6 +787,16 @@ def test_what_has_waited_long_is_left_alone_for_as_long_again_within_a_limit(
     assert seconds_left(row(storage, created.id).grace_until) == about(alone)
 
 
+def test_what_went_on_lately_has_not_waited_long_however_old_it_is(
+    storage: SagaStorage, saga: str
+) -> None:
+    created = create(storage, saga, pending=True)
+    make_older(storage, created.id, seconds=5_000.0)
+    advance(storage, storage.acquire(created.id, driver="second", lease=60.0), lease=None)
+    assert ids(storage.due(100, grace=60.0, saga=saga)) == [created.id]
+    assert seconds_left(row(storage, created.id).grace_until) == about(60)
+
+
 def test_a_grace_of_no_time_leaves_nothing_alone(storage: SagaStorage, saga: str) -> None:
     created = create(storage, saga, pending=True)
     make_older(storage, created.id, seconds=400.0)
