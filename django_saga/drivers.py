@@ -415,8 +415,8 @@ class AsyncDriver:
                     raise asyncio.CancelledError
                 # A loop that shuts down cancels every task, this one too; but not its thread.
                 await self._outlast(asyncio.wrap_future(done))
-            elif not done.done():
-                task.result()  # raises why: the thread that sync code runs in has gone, say
+            elif (why := task.exception()) and not done.done():
+                raise why  # the thread that sync code runs in has gone, say
             return done.result()
         except BaseException:
             if self._run is not None and not (done.cancel() or done.done()):
