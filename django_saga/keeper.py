@@ -82,20 +82,27 @@ class Keeper:
                 groups.setdefault((run.storage, run.lease), []).append(run)
         try:
             for (storage, lease), runs in groups.items():
-                began = time.monotonic()
-                renewed = storage.renew([run.key for run in runs], lease=lease)
-                for run in runs:
-                    if run.id in renewed:
-                        run.renewed_at = began
-                    elif self._watched.get(id(run)):
-                        logger.warning("Saga %s: its lease was taken by another driver", run.id)
-        except SagaError as error:
-            logger.warning("Leases could not be renewed, trying again: %s", error)
-        except Exception:
-            logger.exception("Leases could not be renewed, trying again")
+                self._renew_in(storage, lease, runs)
         finally:
             if groups:
                 connections.close_all()  # this thread's own
+
+    def _renew_in(self, storage: SagaStorage, lease: float, runs: list[Run]) -> None:
+        """One storage that is away must not keep the others' leases from being renewed."""
+        began = time.monotonic()
+        try:
+            renewed = storage.renew([run.key for run in runs], lease=lease)
+        except SagaError as error:
+            logger.warning("Leases could not be renewed, trying again: %s", error)
+            return
+        except Exception:
+            logger.exception("Leases could not be renewed, trying again")
+            return
+        for run in runs:
+            if run.id in renewed:
+                run.renewed_at = began
+            elif self._watched.get(id(run)):
+                logger.warning("Saga %s: its lease was taken by another driver", run.id)
 
 
 keeper = Keeper()

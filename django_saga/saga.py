@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from functools import partial
+from functools import cache, partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get_origin
 from uuid import UUID
@@ -293,8 +293,9 @@ def _refuse_out_of_reach(saga: Saga[Any]) -> None:
         )
 
 
+@cache
 def default_storage() -> DjangoSagaStorage:
-    """The project's database."""
+    """The project's database; one for all, so that the keeper renews all their leases in one go."""
     from django_saga.storage.django import DjangoSagaStorage
 
     return DjangoSagaStorage()

@@ -29,14 +29,17 @@ from django_saga import (
     SagaStepHandler,
     StorageUnavailable,
     current_step,
+    machine,
     operations,
     recover_saga,
     signals,
 )
 from django_saga.conf import conf
+from django_saga.flow import Run
+from django_saga.keeper import Keeper
 from django_saga.models import SagaExecution
 from django_saga.recovery import BATCH, sweep
-from django_saga.storage import DjangoSagaStorage
+from django_saga.storage import DjangoSagaStorage, MemorySagaStorage
 from django_saga.storage.sql import EXECUTIONS
 from tests.steps import Calls, Log, make_step, raises
 
@@ -667,3 +670,45 @@ class TestHandlersInATestCase(TestCase):
                 Saga(steps=[step], name="tests.left_open").run(Log())
             assert connection.atomic_blocks == blocks
         assert [group.name for group in Group.objects.all()] == ["before"]
+
+
+def test_a_storage_that_is_away_does_not_keep_the_leases_of_another_from_being_renewed(
+    calls: Calls,
+) -> None:
+    class Away(MemorySagaStorage):
+        def renew(self, *args: Any, **options: Any) -> Any:
+            raise StorageUnavailable("away")
+
+    runs = []
+    for storage in (Away(), MemorySagaStorage()):
+        saga = Saga(steps=[make_step("A", calls)], storage=storage, name="tests.away")
+        state = machine.start(saga.definition.plan, "{}")
+        claim = storage.create(uuid.uuid4(), saga.name, state, lease=60)
+        assert claim is not None
+        runs.append(Run(saga, claim, None))
+        runs[-1].renewed_at -= 30
+    before = [run.renewed_at for run in runs]
+    Keeper()._renew(runs)
+    assert [run.renewed_at > at for run, at in zip(runs, before, strict=True)] == [False, True]
+
+
+def test_the_keeper_renews_all_leases_in_the_projects_database_in_one_statement(
+    calls: Calls,
+) -> None:
+    runs = []
+    for _ in range(3):
+        saga = Saga(steps=[make_step("A", calls)], name="tests.renewed")
+        state = machine.start(saga.definition.plan, "{}")
+        claim = saga.storage.create(uuid.uuid4(), saga.name, state, lease=60)
+        assert claim is not None
+        runs.append(Run(saga, claim, None))
+        runs[-1].renewed_at -= 30
+    statements: list[str] = []
+
+    def note(execute: Callable[..., Any], sql: str, *rest: Any) -> Any:
+        statements.append(sql)
+        return execute(sql, *rest)
+
+    with connection.execute_wrapper(note):
+        Keeper()._renew(runs)
+    assert len(statements) == 1
