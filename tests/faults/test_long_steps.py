@@ -34,7 +34,7 @@ from tests.faults.options import Size
 from tests.faults.sagas import D1, JUDGED, R2, AsyncRemote, Remote, Trial, case, note
 from tests.faults.victims import Victim
 
-LEASE = 0.8  # seconds; short, but no pause of a busy machine
+LEASE = 3.0  # seconds; short, but no pause of a busy machine
 LEASES = 3  # how long a long step takes at least, counted in leases
 TRIES = 5  # in vain, at least, once its first lease would have run out
 

@@ -56,10 +56,18 @@ def test_a_storm_of_sigkills_loses_and_doubles_nothing(
         for where in ("enqueue", "inline"):
             one.add("recover", where=where)
         in_hand = storm(one, sagas, kills, dice)
+
+        def has_struck() -> bool:
+            """A fast machine may be done with each saga before its driver is killed."""
+            one.heal()
+            if not one.interrupted:
+                storm(one, 20, 5, dice)
+            return bool(one.interrupted)
+
+        until(has_struck, "nobody was driving when it was killed")
         one.heal()
         assert not one.wrongs
         assert not one.fallen
-        assert one.interrupted, "nobody was driving when it was killed"
     figure(f"storm on {database}", sagas=sagas, kills=kills, in_hand=in_hand, wrongs=0)
 
 
