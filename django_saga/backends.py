@@ -11,7 +11,7 @@ from uuid import UUID
 from django.utils.module_loading import import_string
 
 from django_saga.conf import conf
-from django_saga.exceptions import InvalidSettings
+from django_saga.exceptions import InvalidSettings, SagaPaused
 
 if TYPE_CHECKING:
     from django_saga.saga import Saga
@@ -38,6 +38,8 @@ class Backend(ABC):
         """Have it driven in ``delay`` seconds; a fault is logged, recovery makes up for it."""
         try:
             self.send(saga, saga_id, delay)
+        except SagaPaused as paused:
+            logger.info("%s", paused, extra={"saga": saga.name, "execution": str(saga_id)})
         except Exception as error:
             logger.warning(
                 "Saga %s %s could not be handed over, recovery will find it: %s",

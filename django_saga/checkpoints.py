@@ -9,6 +9,8 @@ from functools import partial
 from msgspec.structs import replace
 
 from django_saga.announcing import announce
+from django_saga.causes import cause_of
+from django_saga.changes import changes
 from django_saga.conf import conf
 from django_saga.definition import Definition
 from django_saga.exceptions import LeaseLost, SagaAlreadyRunning, StorageUnavailable
@@ -57,6 +59,8 @@ def checkpoint_of(run: Run, transition: Transition, began: float | None) -> Chec
     elif keep and after.recoveries > 1:
         grace = spacing(run, after)
     run.duration = None if began is None else time.monotonic() - began
+    cause = cause_of(run.saga.name, run.state, transition) if after.error else None
+    run.cause = cause or run.cause
     return Checkpoint(
         id=run.id,
         token=run.claim.token,
@@ -67,7 +71,17 @@ def checkpoint_of(run: Run, transition: Transition, began: float | None) -> Chec
         lease=run.lease + delay if keep else None,
         wake=delay or None,
         grace=grace,
+        cause=cause,
+        changes=_changes(run, transition),
     )
+
+
+def _changes(run: Run, transition: Transition) -> str:
+    """What an attempt changed in the context; empty where it left it as it was."""
+    before, after = run.state.context, transition.state.context
+    if transition.record is None or after == before:
+        return ""
+    return changes(before, after)
 
 
 def spacing(run: Run, state: State) -> float | None:
@@ -81,6 +95,7 @@ def saved_as(run: Run, transition: Transition, saved: Saved) -> Flow[None]:
     run.delay, run.wakes_at = transition.delay, time.monotonic() + transition.delay
     run.state, run.at, run.last = transition.state, saved.at, transition.record
     run.leased = transition.state.active and transition.delay <= conf.INLINE_WAIT
+    run.cancel_reason, run.paused = saved.cancel_reason, saved.paused
     yield from announce(run, transition.events, saved)
     if transition.state.active and not run.leased:
         backend = run.saga.backend
@@ -113,7 +128,7 @@ def look_again(run: Run, error: Exception, transition: Transition | None) -> Flo
     if not alone:
         raise LeaseLost(f"Saga execution {run.id} was taken over meanwhile.") from error
     if transition is not None and _place(claim.state) == _place(transition.state):
-        return Saved(claim.at)
+        return Saved(claim.at, cancel_reason=claim.cancel_reason, paused=claim.paused)
     if _place(claim.state) != _place(run.state):
         raise LeaseLost(f"Saga execution {run.id} was changed by another driver.") from error
     return None

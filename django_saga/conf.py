@@ -16,6 +16,7 @@ DEFAULTS: dict[str, Any] = {
     "INLINE_WAIT": 5.0,  # seconds that a driver sleeps through rather than hand over
     "MAX_RECOVERIES": 5,  # takeovers without progress before an execution is STUCK
     "CONTAINER": None,  # dotted path of an object with resolve(type), sync or async
+    "AUTHORIZE": None,  # callable(user, verb, execution) -> bool, or its dotted path
     "CONTEXT_LIMIT": 1_000_000,  # bytes of stored context
     "ERROR_LIMIT": 2_000,  # characters of a stored error message
     "TRACEBACK_LIMIT": 20_000,  # characters of a stored traceback
@@ -40,6 +41,7 @@ class Settings:
     INLINE_WAIT: float
     MAX_RECOVERIES: int
     CONTAINER: Any
+    AUTHORIZE: Any
     CONTEXT_LIMIT: int
     ERROR_LIMIT: int
     TRACEBACK_LIMIT: int

@@ -27,7 +27,8 @@ from django_saga.exceptions import (
     UnknownSaga,
 )
 from django_saga.flow import Do, Flow, Pause, Run, driver_name
-from django_saga.machine import Status, StepRules
+from django_saga.interventions import CANCELLED
+from django_saga.machine import Error, Status, StepRules
 from django_saga.steps import SagaStepResult
 from django_saga.storage.base import Claim
 
@@ -122,6 +123,13 @@ def advance(run: Run) -> Flow[SagaStepResult | None]:
     run.resting = False
     try:
         while run.leased:
+            if run.cancel_reason and run.state.status is Status.RUNNING:
+                cancelled = Error(CANCELLED, run.cancel_reason)
+                yield from save(run, machine.turn_back(run.state, cancelled))
+                continue
+            if run.paused:
+                yield from let_go(run)
+                return None
             if run.stopping:
                 yield from let_go(run, hand_over=True)
                 return None
@@ -180,6 +188,8 @@ def outcome(run: Run) -> SagaExecution:
     why = f"{state.error.type}: {state.error.message}" if state.error else "no error was recorded"
     if state.status is Status.FAILED:
         where = f"step {state.failed_step} failed" if state.failed_step else "it was abandoned"
+        if state.error and state.error.type == CANCELLED:
+            where = "it was cancelled"
         message = f"Saga {execution.saga} {run.id}: {where} and all was compensated. {why}"
         raise SagaFailed(message, execution) from run.error
     if state.status is Status.STUCK:

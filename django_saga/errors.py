@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 
+from django_saga.causes import frame_of
 from django_saga.conf import conf
 from django_saga.exceptions import (
     Abort,
@@ -48,6 +49,7 @@ def describe(error: BaseException) -> Error:
         type=type(error).__qualname__,
         message=_storable(said_by(error), conf.ERROR_LIMIT),
         traceback=_storable("".join(lines), conf.TRACEBACK_LIMIT, keep_end=True),
+        frame=frame_of(error),
     )
 
 

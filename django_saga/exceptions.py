@@ -40,6 +40,10 @@ class SagaAlreadyRunning(SagaError):
     """Another driver holds the lease of this execution; wait for it, or for the lease's end."""
 
 
+class SagaPaused(SagaError):
+    """An operator paused this saga, or the step that comes next; it goes on once resumed."""
+
+
 class LeaseLost(SagaError):
     """Another driver took the execution over; this one stopped and wrote nothing."""
 

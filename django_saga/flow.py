@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from uuid import UUID
 
+from django_saga.causes import Cause
 from django_saga.conf import conf
 from django_saga.machine import Record, Transition
 from django_saga.steps import CircuitBreaker, CurrentStep, StepType
@@ -101,8 +102,11 @@ class Run:
         self.wakes_at = self.renewed_at + claim.wait
         self.last: Record | None = None  # of the latest checkpoint
         self.duration: float | None = None  # seconds that its attempt took
+        self.cause: Cause | None = None  # why it turned back or got stuck, if it did here
         self.error: Exception | None = None  # the handler's own, that turned the saga back
         self.stopping = False  # asked to stop at the next checkpoint
+        self.cancel_reason = claim.cancel_reason  # an operator asked for it
+        self.paused = claim.paused  # what comes next must not begin
         self.resting = True  # what is in flight has not begun
         self.until: float | None = None  # monotonic; the keeper renews no longer
         self.abandoned = False  # a handler may still be running where nobody waits for it
@@ -111,6 +115,9 @@ class Run:
     def execution(self) -> SagaExecution:
         """The model instance as it stands after the latest checkpoint."""
         execution = self.storage.execution(self.claim, self.state, self.at, self.leased)
+        execution.cancel_reason = self.cancel_reason
+        if self.cause is not None:
+            execution.failure_group = self.cause.id
         waits = self.state.active and self.delay
         execution.wake_at = self.at + timedelta(seconds=self.delay) if waits else None
         return execution

@@ -8,6 +8,7 @@ makes durable, in one checkpoint.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 
 from msgspec import Struct
@@ -96,6 +97,7 @@ class Error(Struct, frozen=True, gc=False):
     type: str
     message: str
     traceback: str = ""
+    frame: str = ""  # the top one of the project's own code
 
 
 class Effect(Struct, frozen=True, array_like=True, gc=False):
@@ -185,7 +187,7 @@ def begin(state: State) -> Transition:
 
 def interrupt(state: State, rules: StepRules, max_recoveries: int) -> Transition:
     """The driver of the attempt in flight was lost: run it again, unless that keeps happening."""
-    lost = replace(state, effects=_effects_if_lost(state, rules), recoveries=state.recoveries + 1)
+    lost = replace(state, effects=effects_if_lost(state, rules), recoveries=state.recoveries + 1)
     if lost.recoveries > max_recoveries:
         reason = (
             f"The driver was lost {lost.recoveries} times in a row while {state.step} was in "
@@ -211,7 +213,7 @@ def settle(state: State, report: Report, rules: StepRules) -> Transition:
 
 def turn_back(state: State, error: Error) -> Transition:
     """The consumer of a transaction raised between two steps: compensate what is done."""
-    return _transition(_compensate_next(replace(state, error=error)), before=state)
+    return become(compensate_next(replace(state, error=error)), before=state)
 
 
 def stick(state: State, reason: str, rules: StepRules | None = None) -> Transition:
@@ -219,12 +221,12 @@ def stick(state: State, reason: str, rules: StepRules | None = None) -> Transiti
 
     ``rules`` are None where the step's definition is lost; its attempt then counts as unknown.
     """
-    record = _record(state, Outcome.INTERRUPTED) if state.in_flight else None  # it was lost
+    record = lost_attempt(state)
     stuck = replace(
         state,
         status=Status.STUCK,
         in_flight=False,
-        effects=_effects_if_lost(state, rules),
+        effects=effects_if_lost(state, rules),
         stuck_reason=reason,
         failed_step=state.failed_step or state.step,
         error=state.error or Error("SagaStuck", reason),
@@ -232,14 +234,15 @@ def stick(state: State, reason: str, rules: StepRules | None = None) -> Transiti
     return Transition(state=stuck, record=record, events=("saga_stuck",))
 
 
-def compensate_again(state: State) -> Transition:
-    """An operator retries a stuck execution: undo all that is not undone yet."""
+def compensate_again(state: State, delay: float = 0.0) -> Transition:
+    """An operator retries a stuck execution: undo all that is not undone yet, in some seconds."""
     effects = tuple(
         replace(effect, undo=None) if effect.undo is Outcome.FAILED else effect
         for effect in state.effects
     )
     again = replace(state, effects=effects, stuck_reason="", recoveries=0)
-    return _transition(replace(_compensate_next(again), in_flight=False), before=state)
+    transition = become(replace(compensate_next(again), in_flight=False), before=state)
+    return replace(transition, delay=delay)
 
 
 def standing(state: State) -> tuple[Effect, ...]:
@@ -290,14 +293,14 @@ def _settle_act(state: State, report: Report, rules: StepRules) -> Transition:
     record = _record(state, report.outcome, report.error)
     after = replace(state, context=report.context, recoveries=0, in_flight=False)
     if report.outcome is Outcome.DONE:
-        done = replace(after, effects=_with_effect(state.effects, state.step, Outcome.DONE))
+        done = replace(after, effects=with_effect(state.effects, state.step, Outcome.DONE))
         if report.error is None:
-            return _transition(_act_next(done), before=state, record=record)
+            return become(act_next(done), before=state, record=record)
         failed = replace(done, failed_step=state.step, error=report.error)
-        return _transition(_compensate_next(failed), before=state, record=record)
+        return become(compensate_next(failed), before=state, record=record)
 
     if report.outcome is Outcome.UNKNOWN:
-        effects = _with_effect(state.effects, state.step, Outcome.UNKNOWN)
+        effects = with_effect(state.effects, state.step, Outcome.UNKNOWN)
         after = replace(after, effects=effects)
     fallback = _fallback(state)
     if fallback and state.fallback_context is None:
@@ -307,12 +310,13 @@ def _settle_act(state: State, report: Report, rules: StepRules) -> Transition:
     if retry is not None:
         return retry
     if fallback and report.falls_back and not report.abort:
-        return _transition(_fall_back(after, fallback), before=state, record=record)
+        return become(_fall_back(after, fallback), before=state, record=record)
     failed = replace(after, failed_step=state.step, error=report.error)
-    return _transition(_compensate_next(failed), before=state, record=record)
+    return become(compensate_next(failed), before=state, record=record)
 
 
-def _act_next(state: State) -> State:
+def act_next(state: State) -> State:
+    """Go on with the step after this one; with none left, the saga is completed."""
     following = state.plan[_position(state) + 1 :]
     fresh = replace(state, attempt=1, failures=0, fallback_context=None)
     if not following:
@@ -348,13 +352,13 @@ def _settle_compensate(state: State, report: Report, rules: StepRules) -> Transi
     after = replace(after, effects=effects)
     fallback = _fallback(state)
     if state.status is Status.RUNNING and fallback and undone is Outcome.DONE:
-        return _transition(_fall_back(after, fallback), before=state, record=record)
+        return become(_fall_back(after, fallback), before=state, record=record)
     if state.status is Status.RUNNING:
         after = replace(after, failed_step=state.step, error=report.error)
-    return _transition(_compensate_next(after), before=state, record=record)
+    return become(compensate_next(after), before=state, record=record)
 
 
-def _compensate_next(state: State) -> State:
+def compensate_next(state: State) -> State:
     """Undo the latest effect that is not undone; with none left, the saga has ended."""
     back = replace(state, action=Action.COMPENSATE, attempt=1, failures=0, fallback_context=None)
     for effect in reversed(state.effects):
@@ -362,12 +366,20 @@ def _compensate_next(state: State) -> State:
             return replace(back, status=Status.COMPENSATING, step=effect.step, in_flight=True)
     stands = [effect.step for effect in state.effects if effect.undo is Outcome.FAILED]
     if stands:
-        names = ", ".join(stands)
-        reason = f"The compensation of {names} failed; what {names} did may still stand."
         return replace(
-            back, status=Status.STUCK, step=stands[-1], in_flight=False, stuck_reason=reason
+            back,
+            status=Status.STUCK,
+            step=stands[-1],
+            in_flight=False,
+            stuck_reason=why_stuck(stands),
         )
     return replace(back, status=Status.FAILED, step="", attempt=0, in_flight=False)
+
+
+def why_stuck(stands: Sequence[str]) -> str:
+    """The reason where the compensations of these steps failed."""
+    names = ", ".join(stands)
+    return f"The compensation of {names} failed; what {names} did may still stand."
 
 
 # What both share
@@ -383,6 +395,11 @@ def _retry(state: State, report: Report, policy: Retry, record: Record) -> Trans
     return Transition(state=again, record=record, delay=delay, events=("step_failed",))
 
 
+def lost_attempt(state: State) -> Record | None:
+    """What the history says of an attempt that was in flight when its driver was lost."""
+    return _record(state, Outcome.INTERRUPTED) if state.in_flight else None
+
+
 def _record(state: State, outcome: Outcome, error: Error | None = None) -> Record:
     return Record(
         step=state.step,
@@ -393,17 +410,18 @@ def _record(state: State, outcome: Outcome, error: Error | None = None) -> Recor
     )
 
 
-def _with_effect(effects: tuple[Effect, ...], step: str, act: Outcome) -> tuple[Effect, ...]:
+def with_effect(effects: tuple[Effect, ...], step: str, act: Outcome) -> tuple[Effect, ...]:
+    """The effects, and that of this act as one of them."""
     if any(effect.step == step for effect in effects):
         return tuple(replace(e, act=act) if e.step == step else e for e in effects)
     return (*effects, Effect(step, act))
 
 
-def _effects_if_lost(state: State, rules: StepRules | None) -> tuple[Effect, ...]:
+def effects_if_lost(state: State, rules: StepRules | None) -> tuple[Effect, ...]:
     """An act that was in flight when its driver was lost may have had an effect, unless atomic."""
     if state.action is not Action.ACT or not state.in_flight or (rules and rules.atomic):
         return state.effects
-    return _with_effect(state.effects, state.step, Outcome.UNKNOWN)
+    return with_effect(state.effects, state.step, Outcome.UNKNOWN)
 
 
 def _position(state: State) -> int:
@@ -421,7 +439,8 @@ def _fallback(state: State) -> str | None:
     return None
 
 
-def _transition(state: State, *, before: State, record: Record | None = None) -> Transition:
+def become(state: State, *, before: State, record: Record | None = None) -> Transition:
+    """The transition to this state, with the events that such a change means."""
     events: list[str] = []
     if record is not None:
         done = "step_completed" if record.action is Action.ACT else "step_compensated"

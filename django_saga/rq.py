@@ -37,6 +37,7 @@ from django_saga.exceptions import (
     SagaAlreadyRunning,
     SagaError,
     SagaNotFound,
+    SagaPaused,
 )
 from django_saga.recovery import recover_saga, sweep
 from django_saga.saga import Saga
@@ -90,7 +91,7 @@ def run_saga(saga_id: str) -> None:
     close_old_connections()
     try:
         recover_saga(saga_id)
-    except (SagaAlreadyRunning, SagaNotFound, LeaseLost) as error:
+    except (SagaAlreadyRunning, SagaNotFound, SagaPaused, LeaseLost) as error:
         level = logging.WARNING if isinstance(error, SagaNotFound) else logging.INFO
         logger.log(level, "Nothing to do: %s", error, extra={"execution": saga_id})
     finally:

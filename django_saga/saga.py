@@ -54,6 +54,8 @@ class Saga(Generic[ContextT]):
     """The steps, in order."""
 
     retired_steps: ClassVar[Sequence[StepType]] = ()
+    context_editable: ClassVar[bool] = False
+    """Whether operators may edit the stored context of an execution."""
     """Steps that are no longer in ``steps``, but in plans of executions that have not ended."""
 
     storage: SagaStorage

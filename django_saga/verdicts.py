@@ -14,7 +14,7 @@ from django.db.models.functions import Now
 from django.utils.translation import pgettext_lazy
 
 from django_saga.machine import ACTIVE
-from django_saga.models import SagaExecution
+from django_saga.models import SagaExecution, SagaPause
 
 Status = SagaExecution.Status
 
@@ -31,26 +31,44 @@ class Verdict(models.TextChoices):
 
     ANEW = "anew", pgettext_lazy("saga verdict", "start anew with the original context")
     AGAIN = "again", pgettext_lazy("saga verdict", "try the compensation again")
+    NOW = "now", pgettext_lazy("saga verdict", "are changed now")
+    SOON = "soon", pgettext_lazy("saga verdict", "are cancelled when the step in hand ends")
+    FORWARD = "forward", pgettext_lazy("saga verdict", "go forward from where they stand")
     ON = "on", pgettext_lazy("saga verdict", "are driven on from where they stand")
     RETRIED = "retried", pgettext_lazy("saga verdict", "have been retried already")
+    SETTLED = "settled", pgettext_lazy("saga verdict", "have been settled by hand")
     COMPLETED = "completed", pgettext_lazy("saga verdict", "are completed")
     ACTIVE = "active", pgettext_lazy("saga verdict", "have not ended")
     STUCK = "stuck", pgettext_lazy("saga verdict", "are stuck: retry them")
     FAILED = "failed", pgettext_lazy("saga verdict", "have failed and are undone: retry them")
+    TURNED = "turned", pgettext_lazy("saga verdict", "have turned back already")
+    PAUSED = "paused", pgettext_lazy("saga verdict", "are paused")
+    FREE = "free", pgettext_lazy("saga verdict", "are held by nobody")
     DRIVEN = "driven", pgettext_lazy("saga verdict", "are being driven")
     WAITING = "waiting", pgettext_lazy("saga verdict", "wait for their next attempt")
 
 
-def retried() -> Exists:
-    """Whether an execution has been started anew as another."""
-    return Exists(SagaExecution.objects.filter(retry_of=OuterRef("pk")))
+def unsettled() -> Q:
+    """Failed or stuck for a cause, and no operator has dealt with it yet."""
+    ended = Q(status__in=[Status.FAILED, Status.STUCK], settled_at=None)
+    return ended & ~Q(failure_group="")
+
+
+def paused() -> Exists:
+    """Whether an execution's saga is paused, or the step at which it stands."""
+    here = Q(step="") | Q(step=OuterRef("step"))
+    return Exists(SagaPause.objects.filter(here, saga=OuterRef("saga")))
+
+
+def free() -> Q:
+    """Active, and nobody holds its lease."""
+    active = Q(status__in=[status.value for status in ACTIVE])
+    return active & (Q(lease_until=None) | Q(lease_until__lte=DatabaseNow()))
 
 
 def undriven() -> Q:
-    """Active, could go on now, and nobody holds its lease."""
-    active = Q(status__in=[status.value for status in ACTIVE])
-    free = Q(lease_until=None) | Q(lease_until__lte=DatabaseNow())
-    return active & free & (Q(wake_at=None) | Q(wake_at__lte=DatabaseNow()))
+    """Active, could go on now, is not paused, and nobody holds its lease."""
+    return free() & (Q(wake_at=None) | Q(wake_at__lte=DatabaseNow())) & Q(~paused())
 
 
 def overdue() -> Q:
@@ -66,8 +84,9 @@ def _case(*cases: When, otherwise: Verdict) -> Case:
 def retry_verdict() -> Case:
     """The verdict on retrying each execution."""
     return _case(
-        When(status=Status.STUCK, then=Value(Verdict.AGAIN.value)),
-        When(retried(), status=Status.FAILED, then=Value(Verdict.RETRIED.value)),
+        When(status=Status.STUCK, settled_at=None, then=Value(Verdict.AGAIN.value)),
+        When(status=Status.STUCK, settled_at__isnull=False, then=Value(Verdict.SETTLED.value)),
+        When(status=Status.FAILED, settled_at__isnull=False, then=Value(Verdict.RETRIED.value)),
         When(status=Status.FAILED, then=Value(Verdict.ANEW.value)),
         When(status=Status.COMPLETED, then=Value(Verdict.COMPLETED.value)),
         otherwise=Verdict.ACTIVE,
@@ -81,9 +100,96 @@ def recover_verdict() -> Case:
         When(status=Status.FAILED, then=Value(Verdict.FAILED.value)),
         When(status=Status.STUCK, then=Value(Verdict.STUCK.value)),
         When(undriven(), then=Value(Verdict.ON.value)),
-        When(lease_until__gt=DatabaseNow(), then=Value(Verdict.DRIVEN.value)),
+        _driven(),
+        When(Q(paused()), then=Value(Verdict.PAUSED.value)),
         otherwise=Verdict.WAITING,
     )
+
+
+def cancel_verdict() -> Case:
+    """The verdict on cancelling each execution."""
+    forward = Q(status__in=[Status.PENDING, Status.RUNNING])
+    return _case(
+        When(free() & forward, then=Value(Verdict.NOW.value)),
+        When(forward, then=Value(Verdict.SOON.value)),
+        When(status=Status.COMPLETED, then=Value(Verdict.COMPLETED.value)),
+        When(status=Status.STUCK, then=Value(Verdict.STUCK.value)),
+        otherwise=Verdict.TURNED,
+    )
+
+
+def forward_verdict() -> Case:
+    """The verdict on going forward from where each execution got stuck."""
+    stuck = Q(status=Status.STUCK, settled_at=None)
+    return _case(
+        When(stuck & Q(action="act"), then=Value(Verdict.FORWARD.value)),
+        When(status=Status.STUCK, settled_at__isnull=False, then=Value(Verdict.SETTLED.value)),
+        When(status=Status.COMPLETED, then=Value(Verdict.COMPLETED.value)),
+        When(status__in=[Status.PENDING, Status.RUNNING], then=Value(Verdict.ACTIVE.value)),
+        otherwise=Verdict.TURNED,
+    )
+
+
+def skip_verdict() -> Case:
+    """The verdict on skipping the step at which each execution stands."""
+    forward = Q(status__in=[Status.PENDING, Status.RUNNING], action="act") & free()
+    return _case(
+        When(forward, then=Value(Verdict.FORWARD.value)),
+        _driven(),
+        When(status=Status.STUCK, settled_at=None, action="act", then=Value(Verdict.FORWARD.value)),
+        When(status=Status.COMPLETED, then=Value(Verdict.COMPLETED.value)),
+        otherwise=Verdict.TURNED,
+    )
+
+
+def by_hand_verdict() -> Case:
+    """The verdict on changing each execution by hand."""
+    return _case(
+        When(free(), then=Value(Verdict.NOW.value)),
+        _driven(),
+        When(status=Status.STUCK, settled_at=None, then=Value(Verdict.AGAIN.value)),
+        When(status=Status.STUCK, then=Value(Verdict.SETTLED.value)),
+        When(status=Status.COMPLETED, then=Value(Verdict.COMPLETED.value)),
+        otherwise=Verdict.FAILED,
+    )
+
+
+def release_verdict() -> Case:
+    """The verdict on taking the lease of each execution from its driver."""
+    return _case(
+        _driven(),
+        When(free(), then=Value(Verdict.FREE.value)),
+        When(status=Status.COMPLETED, then=Value(Verdict.COMPLETED.value)),
+        When(status=Status.STUCK, then=Value(Verdict.STUCK.value)),
+        otherwise=Verdict.FAILED,
+    )
+
+
+def resolve_verdict() -> Case:
+    """The verdict on closing each stuck execution."""
+    return _case(
+        When(status=Status.STUCK, settled_at=None, then=Value(Verdict.AGAIN.value)),
+        When(status=Status.STUCK, then=Value(Verdict.SETTLED.value)),
+        When(status=Status.COMPLETED, then=Value(Verdict.COMPLETED.value)),
+        When(status=Status.FAILED, then=Value(Verdict.FAILED.value)),
+        otherwise=Verdict.ACTIVE,
+    )
+
+
+def abandon_verdict() -> Case:
+    """The verdict on ending each execution where it stands."""
+    return _case(
+        When(free(), then=Value(Verdict.NOW.value)),
+        _driven(),
+        When(status=Status.COMPLETED, then=Value(Verdict.COMPLETED.value)),
+        When(status=Status.STUCK, then=Value(Verdict.STUCK.value)),
+        otherwise=Verdict.FAILED,
+    )
+
+
+def _driven() -> When:
+    active = Q(status__in=[status.value for status in ACTIVE])
+    return When(active & Q(lease_until__gt=DatabaseNow()), then=Value(Verdict.DRIVEN.value))
 
 
 def stands_at() -> Case:

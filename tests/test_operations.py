@@ -104,6 +104,7 @@ def test_one_is_started_anew_once_and_its_failed_retry_can_be_retried(
 def test_a_retry_that_user_code_linked_counts_too(alias: str, storage: DjangoSagaStorage) -> None:
     failed, other = failed_trip(alias=alias), completed_trip(alias=alias)
     changed(other, retry_of=failed)
+    changed(failed, settled_at=other.created_at)
     with pytest.raises(SagaError, match=rf"retried already, as execution {other.pk}"):
         retry(failed.pk, storage=storage)
 

@@ -26,7 +26,7 @@ from django_saga.admin.filters import ErrorFilter, SagaFilter, StatusFilter, Ste
 from django_saga.admin.formats import badge, moment, name, span, status_badge
 from django_saga.admin.jobs import find_job, has_jobs
 from django_saga.models import SagaExecution
-from django_saga.operations import VERBS
+from django_saga.operations import RECOVER, RETRY
 from django_saga.storage import DjangoSagaStorage
 from django_saga.verdicts import DatabaseNow
 
@@ -70,10 +70,10 @@ class SagaExecutionAdmin(Confirming, _Admin):
         return False
 
     def has_retry_permission(self, request: HttpRequest) -> bool:
-        return self.may(request, VERBS["retry"])
+        return self.may(request, RETRY)
 
     def has_recover_permission(self, request: HttpRequest) -> bool:
-        return self.may(request, VERBS["recover"])
+        return self.may(request, RECOVER)
 
     # The list
 
@@ -104,7 +104,7 @@ class SagaExecutionAdmin(Confirming, _Admin):
         query.pop(PAGE_VAR, None)
         verbs = [
             {"name": verb.name, "url": f"{self.url_of(verb.name, 'many')}?{query.urlencode()}"}
-            for verb in VERBS.values()
+            for verb in (RETRY, RECOVER)
             if self.may(request, verb)
         ]
         try:
@@ -156,11 +156,11 @@ class SagaExecutionAdmin(Confirming, _Admin):
 
     @admin.action(description=_("Retry the selected executions…"), permissions=["retry"])
     def retry_selected(self, request: HttpRequest, queryset: Any) -> HttpResponse:
-        return self.confirm_selected(request, VERBS["retry"])
+        return self.confirm_selected(request, RETRY)
 
     @admin.action(description=_("Recover the selected executions…"), permissions=["recover"])
     def recover_selected(self, request: HttpRequest, queryset: Any) -> HttpResponse:
-        return self.confirm_selected(request, VERBS["recover"])
+        return self.confirm_selected(request, RECOVER)
 
     # One
 
@@ -175,14 +175,14 @@ class SagaExecutionAdmin(Confirming, _Admin):
         if not self.has_view_permission(request) or request.method not in ("GET", "HEAD"):
             raise PermissionDenied
         rows = self.get_queryset(request).filter(pk__in=[uuid_of(object_id)])
-        for verb in VERBS.values():
+        for verb in (RETRY, RECOVER):
             rows = rows.annotate(**{f"{verb.name}_verdict": verb.verdict()})
         execution = rows.annotate(db_now=DatabaseNow()).first()
         if execution is None:
             raise Http404("There is no such execution.")
         verbs = [
             {"name": verb.name, "url": self.url_of(verb.name, saga_id=execution.pk)}
-            for verb in VERBS.values()
+            for verb in (RETRY, RECOVER)
             if self.may(request, verb)
             and getattr(execution, f"{verb.name}_verdict") in verb.possible
         ]
@@ -223,7 +223,7 @@ class SagaExecutionAdmin(Confirming, _Admin):
 
         base = f"{self.opts.app_label}_{self.opts.model_name}"
         ours = [path("<uuid:saga_id>/job/", wrap(self.job_view), name=f"{base}_job")]
-        for verb in VERBS.values():
+        for verb in (RETRY, RECOVER):
             view = wrap(partial(self.verb_view, verb=verb))
             ours += [
                 path(f"<uuid:saga_id>/{verb.name}/", view, name=f"{base}_{verb.name}"),

@@ -13,7 +13,7 @@ from django.utils.translation import gettext_lazy as _
 
 from django_saga import registry
 from django_saga.models import SagaExecution
-from django_saga.verdicts import overdue, retried, stands_at
+from django_saga.verdicts import overdue, stands_at, unsettled
 
 if TYPE_CHECKING:
     from django.contrib.admin.views.main import ChangeList
@@ -24,9 +24,8 @@ SAMPLE = 500  # of the newest failures, from which choices are taken
 
 
 def needs_attention() -> Q:
-    """Stuck; failed and not retried; or left without a driver."""
-    failed = Q(status=Status.FAILED) & ~retried()
-    return Q(status=Status.STUCK) | failed | overdue()
+    """Failed or stuck, and not dealt with; or left without a driver."""
+    return unsettled() | overdue()
 
 
 class StatusFilter(admin.SimpleListFilter):

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from msgspec import Struct
 
+from django_saga.causes import Cause
 from django_saga.machine import Record, State
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class Claim(Struct):
     wait: float = 0.0  # seconds until the next attempt may begin
     driver: str = ""
     retry_of: UUID | None = None
+    cancel_reason: str = ""  # an operator asked for it
+    paused: bool = False  # its saga or its step is
     execution: SagaExecution | None = None  # the row, where it was read or asked for
 
 
@@ -44,6 +47,8 @@ class Checkpoint(Struct, frozen=True, kw_only=True, gc=False):
     lease: float | None = None  # None: let the lease go
     wake: float | None = None  # the next attempt may not begin earlier
     grace: float | None = None  # recovery leaves it alone until then
+    cause: Cause | None = None  # why it turned back or got stuck, where it just did
+    changes: str = ""  # JSON: what its attempt changed in the context
 
 
 class Saved(Struct, frozen=True, gc=False):
@@ -51,6 +56,8 @@ class Saved(Struct, frozen=True, gc=False):
 
     at: datetime  # the storage's clock, UTC
     record_id: int | None = None
+    cancel_reason: str = ""  # an operator asked for it meanwhile
+    paused: bool = False  # its saga is, or the step that comes next
 
 
 class SagaStorage(ABC):
@@ -91,11 +98,13 @@ class SagaStorage(ABC):
         lease: float,
         saga: str | None = None,
         token: int | None = None,
+        by_hand: bool = False,
     ) -> Claim:
         """Lease an execution if its lease is free or past, or is held under ``token``.
 
         An execution that has ended is returned as it is. Raises SagaNotFound (also when it belongs
-        to another ``saga``), SagaAlreadyRunning and InsideTransaction.
+        to another ``saga``), SagaAlreadyRunning, SagaPaused and InsideTransaction. ``by_hand``: for
+        an operator, who may do so within a transaction, and while it is paused.
         """
 
     @abstractmethod

@@ -28,17 +28,20 @@ from django_saga.exceptions import (
     SagaAlreadyRunning,
     SagaError,
     SagaNotFound,
+    SagaPaused,
     StorageUnavailable,
     TransactionLeftOpen,
 )
 from django_saga.machine import State
 from django_saga.models import SagaExecution, SagaStepRecord, columns_of
 from django_saga.storage.base import Checkpoint, Claim, SagaStorage, Saved
-from django_saga.storage.sql import EXECUTIONS, STATEMENTS, Statements
+from django_saga.storage.sql import ASKED, CAUSE, EXECUTIONS, STATEMENTS, Statements
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.transaction import Atomic
+
+    from django_saga.causes import Cause
 
 
 logger = logging.getLogger("django_saga.storage")
@@ -108,6 +111,7 @@ class DjangoSagaStorage(SagaStorage):
             wait=wake or 0.0,
             driver=driver,
             retry_of=retry_of,
+            paused=bool(row[1]),
         )
 
     def acquire(
@@ -118,11 +122,13 @@ class DjangoSagaStorage(SagaStorage):
         lease: float,
         saga: str | None = None,
         token: int | None = None,
+        by_hand: bool = False,
     ) -> Claim:
-        self.refuse_transaction()
+        if not by_hand:
+            self.refuse_transaction()
         connection = self._connection
         pk = _uuid(saga_id, connection)
-        params = (lease, driver, pk, saga or "", saga is None, token)
+        params = (lease, driver, pk, saga or "", saga is None, by_hand, token)
         query = f"SELECT {_sql(connection).row} FROM {EXECUTIONS} WHERE id = %s"
         for _ in range(_TRIES):
             with _translated(connection):
@@ -145,30 +151,26 @@ class DjangoSagaStorage(SagaStorage):
                     f"{claim.state.action} of step {claim.state.step}; its lease lasts until "
                     f"{claim.execution.lease_until:%Y-%m-%d %H:%M:%S} UTC."
                 )
+            if claim.paused:
+                raise SagaPaused(
+                    f"Saga {claim.saga} {saga_id} waits: it is paused before {claim.state.action} "
+                    f"of step {claim.state.step}, and goes on when that is resumed."
+                )
             # It was released between the two statements.
         raise SagaError(f"Saga execution {saga_id} cannot be leased; was its row edited?")
 
     def checkpoint(self, checkpoint: Checkpoint, *, inside: bool = False) -> Saved:
         connection = self._connection
-        sql = _sql(connection)
-        record = checkpoint.record
         if not inside:
             self.refuse_transaction()
         with _translated(connection):
-            kind, params = _update_of(checkpoint, connection)
-            if record is None:
-                changed = _execute(connection, sql.update(*kind), params)
-                saved = Saved(datetime.now(UTC)) if changed else None
-            elif sql.dialect.one_statement:
-                statement = sql.checkpoint(*kind, record.error is not None)
-                saved = _saved(_fetch(connection, statement, params + _record_params(checkpoint)))
+            if _sql(connection).dialect.one_statement:
+                saved = _save_at_once(connection, checkpoint)
+            elif checkpoint.record is None and checkpoint.cause is None:
+                saved = _save(connection, checkpoint)
             else:
                 with transaction.atomic(using=self.alias, savepoint=False):
-                    saved = None
-                    if _execute(connection, sql.update(*kind), params):
-                        params = (*_record_params(checkpoint), _uuid(checkpoint.id, connection))
-                        statement = sql.record(record.error is not None)
-                        saved = _saved(_fetch(connection, statement, params))
+                    saved = _save(connection, checkpoint)
         if saved is None:
             raise LeaseLost(
                 f"Saga execution {checkpoint.id} was taken over while step "
@@ -387,7 +389,17 @@ def _claim(row: SagaExecution) -> Claim | None:
         return None
     at = _utc(row.db_now)  # type: ignore[attr-defined]
     wait = max(0.0, (row.wake_at - at).total_seconds()) if row.wake_at else 0.0
-    return Claim(row.id, row.saga, row.token, state, at, wait, execution=row)
+    return Claim(
+        row.id,
+        row.saga,
+        row.token,
+        state,
+        at,
+        wait,
+        cancel_reason=row.cancel_reason,
+        paused=bool(row.paused),  # type: ignore[attr-defined]
+        execution=row,
+    )
 
 
 def _columns(claim: Claim) -> dict[str, Any]:
@@ -427,10 +439,41 @@ def _fetch(connection: BaseDatabaseWrapper, sql: str, params: Sequence[Any]) -> 
         return cursor.fetchone()
 
 
-def _execute(connection: BaseDatabaseWrapper, sql: str, params: Sequence[Any]) -> int:
+def _save_at_once(connection: BaseDatabaseWrapper, checkpoint: Checkpoint) -> Saved | None:
+    kind, params = _update_of(checkpoint, connection)
+    record, cause = checkpoint.record, checkpoint.cause
+    about = None if record is None else _kind_of(checkpoint)
+    statement = _sql(connection).checkpoint(kind, about, cause is not None)
+    if cause is not None:
+        params += _cause_params(cause)
+    if record is not None:
+        params += _record_params(checkpoint)
+    row = _fetch(connection, statement, params)
+    return None if row is None else Saved(_utc(row[1]), row[0], row[2], row[3])
+
+
+def _save(connection: BaseDatabaseWrapper, checkpoint: Checkpoint) -> Saved | None:
+    """The same in several statements, of which the first changes the row, or nothing is done."""
+    sql, id = _sql(connection), _uuid(checkpoint.id, connection)
+    kind, params = _update_of(checkpoint, connection)
+    update, at, record_id = sql.update(*kind), datetime.now(UTC), None
     with connection.cursor() as cursor:
-        cursor.execute(sql, params)
-        return int(cursor.rowcount)
+        if sql.dialect.returns_updates:
+            cursor.execute(f"{update} RETURNING {ASKED}", params)
+            asked = cursor.fetchone()
+        else:
+            cursor.execute(update, params)
+            asked = _fetch(connection, sql.asked, [id]) if cursor.rowcount else None
+    if asked is None:
+        return None
+    if checkpoint.record is not None:
+        statement = sql.record(*_kind_of(checkpoint))
+        record_id, created_at = _fetch(connection, statement, (*_record_params(checkpoint), id))
+        at = _utc(created_at)
+    if checkpoint.cause is not None:
+        with connection.cursor() as cursor:
+            cursor.execute(sql.group, _cause_params(checkpoint.cause))
+    return Saved(at, record_id, asked[0], bool(asked[1]))
 
 
 def _update_of(
@@ -444,6 +487,8 @@ def _update_of(
     if "stuck_reason" in changed:  # it may quote what was stored, or what a context said of itself
         changed["stuck_reason"] = _text(changed["stuck_reason"])
         changed["error_message"] = _text(after["error_message"])
+    if checkpoint.cause is not None:
+        changed["failure_group"] = checkpoint.cause.id
     wake, grace = checkpoint.wake, checkpoint.grace
     kind = (tuple(changed), wake is not None, grace is not None, not checkpoint.after.active)
     params = (
@@ -463,7 +508,7 @@ def _update_of(
 def _record_params(checkpoint: Checkpoint) -> tuple[Any, ...]:
     record = checkpoint.record
     assert record is not None
-    params = (
+    params: tuple[Any, ...] = (
         record.step,
         record.action.value,
         record.attempt,
@@ -471,12 +516,18 @@ def _record_params(checkpoint: Checkpoint) -> tuple[Any, ...]:
         checkpoint.duration,
         checkpoint.token,
     )
-    error = record.error
-    return params if error is None else (*params, error.type[:255], error.message, error.traceback)
+    if error := record.error:
+        params += error.type[:255], error.message, error.traceback
+    return (*params, checkpoint.changes) if checkpoint.changes else params
 
 
-def _saved(row: Any) -> Saved | None:
-    return None if row is None else Saved(_utc(row[1]), row[0])
+def _kind_of(checkpoint: Checkpoint) -> tuple[bool, bool]:
+    assert checkpoint.record is not None
+    return checkpoint.record.error is not None, bool(checkpoint.changes)
+
+
+def _cause_params(cause: Cause) -> tuple[str, ...]:
+    return tuple(_text(str(getattr(cause, name))) for name in CAUSE)
 
 
 def _json(value: object) -> str:

@@ -81,6 +81,7 @@ class MemorySagaStorage(SagaStorage):
         lease: float,
         saga: str | None = None,
         token: int | None = None,
+        by_hand: bool = False,
     ) -> Claim:
         with self._lock:
             row = self._rows.get(saga_id)
@@ -200,6 +201,7 @@ class MemorySagaStorage(SagaStorage):
                     error_type=error.type if error else "",
                     error_message=error.message if error else "",
                     traceback=error.traceback if error else "",
+                    changes=checkpoint.changes,
                     duration=checkpoint.duration,
                     token=checkpoint.token,
                     driver=driver,

@@ -11,6 +11,13 @@ from functools import lru_cache
 
 EXECUTIONS = "django_saga_sagaexecution"
 RECORDS = "django_saga_sagasteprecord"
+GROUPS = "django_saga_sagafailuregroup"
+
+PAUSED = (
+    "EXISTS (SELECT 1 FROM django_saga_sagapause pause "
+    f"WHERE pause.saga = {EXECUTIONS}.saga AND pause.step IN ('', {EXECUTIONS}.step))"
+)
+ASKED = f"cancel_reason, {PAUSED} AS paused"  # what operators ask of whoever drives it
 
 ACTIVE = "('PENDING', 'RUNNING', 'COMPENSATING')"
 
@@ -30,6 +37,7 @@ CREATED = (
 )
 RECORD = ("step", "action", "attempt", "outcome", "duration", "token")
 ERROR = ("error_type", "error_message", "traceback")
+CAUSE = ("id", "saga", "step", "action", "outcome", "error_type", "frame", "message")
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,8 @@ class Statements:
         self.dialect = dialect
         now, after = dialect.now, dialect.after.format(dialect.number)
         free = f"(lease_until IS NULL OR lease_until <= {now})"
-        self.row = f"*, {now} AS db_now"
+        self.row = f"*, {now} AS db_now, {PAUSED} AS paused"
+        self.asked = f"SELECT {ASKED} FROM {EXECUTIONS} WHERE id = %s"
 
         # CREATED, driver, lease, wake, grace; the other columns have their default
         values = ", ".join(["%s"] * len(CREATED))
@@ -101,16 +110,16 @@ class Statements:
             f"INSERT INTO {EXECUTIONS} ({', '.join(CREATED)}, driver, token, effects, "
             "lease_until, wake_at, grace_until, created_at, updated_at) "
             f"VALUES ({values}, %s, 1, '[]', {after}, {after}, {after}, {now}, {now})"
-            f"{dialect.skip_duplicate} RETURNING created_at"
+            f"{dialect.skip_duplicate} RETURNING created_at, {PAUSED}"
         )
 
         # lease, driver
         self.take = f"token = token + 1, grace_until = NULL, lease_until = {after}, driver = %s"
-        # as take, then id, saga, saga, token
+        # as take, then id, saga, any saga, though it is paused, token
         self.acquire = (
             f"UPDATE {EXECUTIONS} SET {self.take} WHERE id = %s "
             f"AND (saga = {dialect.name} OR %s) AND status IN {ACTIVE} AND {TAKEABLE} "
-            f"AND ({free} OR token = %s)"
+            f"AND (({free} AND (NOT {PAUSED} OR %s)) OR token = %s)"
         )
         # seconds, at most; what has waited long is left alone for as long again, so that a long
         # queue is not told of the same executions at every sweep
@@ -121,8 +130,8 @@ class Statements:
         self.due = (
             f"SELECT id FROM {EXECUTIONS} WHERE status IN {ACTIVE} AND {TAKEABLE} AND {free} "
             f"AND (wake_at IS NULL OR wake_at <= {now}) "
-            f"AND (grace_until IS NULL OR grace_until <= {now}) AND (saga = {dialect.name} OR %s)"
-            f"{dialect.readable} ORDER BY created_at LIMIT %s{dialect.skip_locked}"
+            f"AND (grace_until IS NULL OR grace_until <= {now}) AND (saga = {dialect.name} OR %s) "
+            f"AND NOT {PAUSED}{dialect.readable} ORDER BY created_at LIMIT %s{dialect.skip_locked}"
         )
 
         # lease; then dialect.leases, with id and token of each
@@ -154,32 +163,61 @@ class Statements:
             f"AND step = {self.dialect.name} AND action = %s AND attempt = %s"
         )
 
-    @lru_cache(maxsize=2)  # noqa: B019
-    def record(self, error: bool) -> str:
-        """For after an update, in its transaction. Parameters: RECORD, ERROR if any; id."""
-        columns = RECORD + ERROR if error else RECORD
+    @lru_cache(maxsize=4)  # noqa: B019
+    def record(self, error: bool, changes: bool) -> str:
+        """For after an update, in its transaction. Parameters: RECORD, ERROR, changes; id."""
+        columns = _columns(error, changes)
         return (
             f"INSERT INTO {RECORDS} ({', '.join(columns)}, driver, execution_id, created_at) "
             f"SELECT {', '.join(['%s'] * len(columns))}, driver, id, updated_at "
             f"FROM {EXECUTIONS} WHERE id = %s RETURNING id, created_at"
         )
 
+    @property
+    def group(self) -> str:
+        """For after an update, in its transaction. Parameters: CAUSE."""
+        ignore = " IGNORE" if not self.dialect.skip_duplicate else ""
+        return (
+            f"INSERT{ignore} INTO {GROUPS} ({', '.join(CAUSE)}, first_seen) "
+            f"VALUES ({', '.join(['%s'] * len(CAUSE))}, {self.dialect.now})"
+            f"{self.dialect.skip_duplicate}"
+        )
+
     @lru_cache(maxsize=1024)  # noqa: B019
     def checkpoint(
-        self, changed: tuple[str, ...], wake: bool, grace: bool, final: bool, error: bool
+        self, kind: tuple[tuple[str, ...], bool, bool, bool], record: Kind | None, cause: bool
     ) -> str:
-        """Both in one statement: no record where the update matched no row.
+        """All in one statement, whose other parts do nothing where the update matched no row.
 
-        Parameters: as update, then RECORD, ERROR if any.
+        Parameters: as update, then CAUSE if any, then RECORD, ERROR, changes, as there are any.
         """
-        columns = RECORD + ERROR if error else RECORD
+        now = self.dialect.now
+        if record is None and not cause:
+            return f"{self.update(*kind)} RETURNING NULL, {now}, {ASKED}"
+        parts = f"WITH execution AS ({self.update(*kind)} RETURNING id, driver, {ASKED}) "
+        if cause:
+            typed = ", ".join(["%s::text"] * len(CAUSE))
+            parts += (
+                f", failure AS (INSERT INTO {GROUPS} ({', '.join(CAUSE)}, first_seen) "
+                f"SELECT {typed}, {now} FROM execution ON CONFLICT (id) DO NOTHING) "
+            )
+        if record is None:
+            return f"{parts} SELECT NULL, {now}, cancel_reason, paused FROM execution"
+        columns = _columns(*record)
         typed = ", ".join(f"%s::{_TYPES.get(c, 'text')}" for c in columns)
         return (
-            f"WITH execution AS ({self.update(changed, wake, grace, final)} RETURNING id, driver) "
-            f"INSERT INTO {RECORDS} ({', '.join(columns)}, driver, execution_id, created_at) "
-            f"SELECT {typed}, driver, id, {self.dialect.now} FROM execution "
-            "RETURNING id, created_at"
+            f"{parts}INSERT INTO {RECORDS} "
+            f"({', '.join(columns)}, driver, execution_id, created_at) "
+            f"SELECT {typed}, driver, id, {now} FROM execution RETURNING id, created_at, "
+            "(SELECT cancel_reason FROM execution), (SELECT paused FROM execution)"
         )
+
+
+Kind = tuple[bool, bool]  # of a record: whether it has an error, and changes of the context
+
+
+def _columns(error: bool, changes: bool) -> tuple[str, ...]:
+    return RECORD + (ERROR if error else ()) + (("changes",) if changes else ())
 
 
 _TYPES = {"attempt": "int", "duration": "float8", "token": "bigint"}

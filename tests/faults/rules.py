@@ -36,7 +36,7 @@ def an_actions_key_is_the_same_at_each_attempt() -> None:
 
 
 def an_act_that_was_lost_is_undone_too() -> None:
-    machine._effects_if_lost = lambda state, rules: state.effects
+    machine.effects_if_lost = lambda state, rules: state.effects
 
 
 def a_lease_keeps_other_drivers_out() -> None:

@@ -681,7 +681,7 @@ def test_the_battery_interrupts_every_step_in_both_directions_and_all_ends_come(
 
 
 def forget_the_lost(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(machine, "_effects_if_lost", lambda state, rules: state.effects)
+    patch.setattr(machine, "effects_if_lost", lambda state, rules: state.effects)
 
 
 def take_what_is_there(patch: pytest.MonkeyPatch) -> None:

@@ -183,7 +183,7 @@ def test_a_rule_of_the_machine_that_is_switched_off_is_seen_by_the_table_and_by_
     def forget(state: State, rules: StepRules | None) -> tuple[machine.Effect, ...]:
         return state.effects
 
-    monkeypatch.setattr(machine, "_effects_if_lost", forget)
+    monkeypatch.setattr(machine, "effects_if_lost", forget)
     extra = made(AB, machine.ONCE, atomic=False) - told(AB_TABLE, machine.ONCE, atomic=False)
     assert "(RUNNING act B [A], 'lost again', RUNNING act B [A])" in map(repr, extra)
     assert set(explore(THREE._replace(faults=1)).broken) == {TELLS, ORDER}

@@ -845,7 +845,7 @@ def test_what_the_rules_say_does_happen(alias: str) -> None:
 
 
 def forget_the_lost(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(machine, "_effects_if_lost", lambda state, rules: state.effects)
+    patch.setattr(machine, "effects_if_lost", lambda state, rules: state.effects)
 
 
 def fence_nothing(patch: pytest.MonkeyPatch) -> None:
@@ -874,13 +874,13 @@ def lease_to_everyone(patch: pytest.MonkeyPatch) -> None:
 
 
 def undo_in_the_order_of_acts(patch: pytest.MonkeyPatch) -> None:
-    undo = machine._compensate_next
+    undo = machine.compensate_next
 
     def turned(state: Any) -> Any:
         after = undo(replace(state, effects=state.effects[::-1]))
         return replace(after, effects=state.effects)
 
-    patch.setattr(machine, "_compensate_next", turned)
+    patch.setattr(machine, "compensate_next", turned)
 
 
 @pytest.mark.parametrize("alias", ["sqlite"], indirect=True)

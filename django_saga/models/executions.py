@@ -1,4 +1,4 @@
-"""The rows: one per execution, one per finished attempt. The storage alone writes them."""
+"""One row per execution, one per finished attempt. The storage alone writes them."""
 
 from __future__ import annotations
 
@@ -45,6 +45,10 @@ class SagaExecution(models.Model):
     )
     created_at = models.DateTimeField(_("created at"))
 
+    cancel_reason = models.TextField(_("to be cancelled"), blank=True, db_default="")
+    settled_at = models.DateTimeField(
+        _("settled at"), null=True, help_text=_("When an operator dealt with its failure.")
+    )
     status = models.CharField(_("status"), max_length=12, choices=Status.choices)
     step = models.CharField(_("step"), max_length=100, blank=True)
     action = models.CharField(_("action"), max_length=10, db_default="act")
@@ -59,6 +63,9 @@ class SagaExecution(models.Model):
     error_type = models.CharField(_("error type"), max_length=255, blank=True, db_default="")
     error_message = models.TextField(_("error message"), blank=True, db_default="")
     stuck_reason = models.TextField(_("stuck reason"), blank=True, db_default="")
+    failure_group = models.CharField(
+        _("failure group"), max_length=32, blank=True, db_default="", db_index=False
+    )
     context = models.TextField(_("context"))
 
     token = models.BigIntegerField(_("fencing token"))
@@ -74,10 +81,16 @@ class SagaExecution(models.Model):
         verbose_name_plural = _("saga executions")
         default_permissions = ("view",)
         permissions: ClassVar = [
+            ("view_context_sagaexecution", _("Can view the contexts of saga executions")),
+            ("view_traceback_sagaexecution", _("Can view the tracebacks of saga executions")),
             ("retry_sagaexecution", _("Can retry saga executions")),
             ("recover_sagaexecution", _("Can recover saga executions")),
+            ("cancel_sagaexecution", _("Can cancel saga executions")),
+            ("force_sagaexecution", _("Can change by hand where saga executions stand")),
+            ("pause_sagaexecution", _("Can pause sagas and steps")),
+            ("export_sagaexecution", _("Can export saga executions")),
         ]
-        # No index holds a column that a checkpoint changes: such updates stay heap-only.
+        # None holds a column that an ordinary checkpoint changes: such updates stay heap-only.
         indexes: ClassVar = [
             models.Index(fields=["-created_at"], name="saga_newest"),
             models.Index(
@@ -87,8 +100,14 @@ class SagaExecution(models.Model):
             ),
             models.Index(
                 fields=["status", "-created_at"],
-                name="saga_attention",
+                name="saga_ended_badly",
                 condition=models.Q(status__in=["FAILED", "STUCK"]),
+            ),
+            models.Index(
+                fields=["failure_group", "-created_at"],
+                name="saga_unsettled",
+                condition=models.Q(status__in=["FAILED", "STUCK"], settled_at=None)
+                & ~models.Q(failure_group=""),
             ),
         ]
 
@@ -144,8 +163,10 @@ _STATE = [name for name in State.__struct_fields__ if name != "error"]
 
 
 @cache
-def _unknown() -> dict[str, None]:
-    return dict.fromkeys(field.attname for field in SagaExecution._meta.concrete_fields)
+def _unknown() -> dict[str, str | None]:
+    texts = ("cancel_reason", "failure_group")  # empty at the start, as their columns are
+    columns = [field.attname for field in SagaExecution._meta.concrete_fields]
+    return dict.fromkeys(columns) | dict.fromkeys(texts, "")
 
 
 def columns_of(state: State) -> dict[str, Any]:
@@ -207,6 +228,12 @@ class SagaStepRecord(models.Model):
     error_message = models.TextField(_("error message"), blank=True, db_default="")
     traceback = models.TextField(_("traceback"), blank=True, db_default="")
     duration = models.FloatField(_("duration"), null=True, help_text=_("Seconds."))
+    changes = models.TextField(
+        _("changes"),
+        blank=True,
+        db_default="",
+        help_text=_("The fields of the context that it changed, masked; JSON."),
+    )
     token = models.BigIntegerField(_("fencing token"))
     driver = models.CharField(_("driver"), max_length=255, blank=True)
     created_at = models.DateTimeField(_("recorded at"))

@@ -1,0 +1,25 @@
+"""What a step changed in the context, as its record keeps it."""
+
+from __future__ import annotations
+
+import msgspec
+
+LARGEST = 2_000  # bytes of a value that is kept
+
+
+def changes(before: str, after: str) -> str:
+    """The fields that differ, with their new values, as JSON; a field that is gone is null."""
+    old, new = _FIELDS.decode(before), _FIELDS.decode(after)
+    changed: dict[str, object] = {
+        name: _short(value) for name, value in new.items() if old.get(name) != value
+    }
+    changed |= dict.fromkeys(old.keys() - new.keys())
+    return msgspec.json.encode(changed).decode()
+
+
+def _short(value: msgspec.Raw) -> object:
+    size = len(value)
+    return value if size <= LARGEST else f"… ({size} bytes)"
+
+
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])

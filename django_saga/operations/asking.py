@@ -1,0 +1,114 @@
+"""Who asks for what, and why: permission is looked at here, and every answer is audited."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, TypedDict
+from uuid import UUID
+
+from django.core.exceptions import PermissionDenied
+from django.db import transaction
+from django.utils.module_loading import import_string
+
+from django_saga.conf import conf
+from django_saga.exceptions import InvalidSettings, SagaError
+from django_saga.models import SagaAuditEntry, SagaExecution
+from django_saga.storage import DjangoSagaStorage
+
+
+class Operator(Protocol):
+    """Who has something done: a user, as the project's authentication knows them."""
+
+    def has_perm(self, perm: str) -> bool:
+        """Whether they may."""
+        ...
+
+
+class Asked(TypedDict, total=False):
+    """Who asks, and why; every key is optional."""
+
+    user: Operator | None
+    """Whose permissions count; None: code, that may do all."""
+    reason: str
+    """For the audit table; what is done by force is refused without one."""
+    source: str
+    """Where it was asked: code (the default), admin, command or batch."""
+    batch_id: UUID | None
+    token: int | None
+    """Refuse an execution that has been driven, or changed by hand, since it had this token."""
+    status: str | None
+    """Refuse an execution that is no longer in this status."""
+    storage: DjangoSagaStorage | None
+
+
+@contextmanager
+def audited(
+    verb: str, permission: str, asked: Asked, **about: Any
+) -> Iterator[tuple[SagaAuditEntry, DjangoSagaStorage]]:
+    """Refuse who lacks the permission; then a transaction that the entry of the audit joins.
+
+    A refusal, ours or one that is raised within, is entered by itself.
+    """
+    storage = asked.get("storage") or DjangoSagaStorage()
+    entry = _entry(verb, asked, about)
+    try:
+        permit(asked.get("user"), permission)
+        with transaction.atomic(using=storage.alias):
+            yield entry, storage
+            entry.save(using=storage.alias)
+    except (PermissionDenied, SagaError) as error:
+        refusal = _entry(verb, asked, about)
+        refusal.saga, refusal.execution_id = entry.saga, entry.execution_id
+        refusal.result, refusal.detail = SagaAuditEntry.Result.REFUSED, str(error)
+        refusal.save(using=storage.alias)
+        raise
+
+
+def permit(user: Operator | None, permission: str) -> None:
+    """Raise PermissionDenied where a given user lacks it."""
+    if user is not None and not user.has_perm(permission):
+        raise PermissionDenied(f"This takes the permission {permission}.")
+
+
+def authorize(user: Operator | None, verb: str, execution: SagaExecution) -> None:
+    """Ask the project's own hook (``AUTHORIZE``) about this one execution."""
+    hook = _hook()
+    if user is not None and hook is not None and not hook(user, verb, execution):
+        raise PermissionDenied(f"You may not {verb} this execution.")
+
+
+def need_reason(asked: Asked) -> str:
+    """The reason; raises SagaError where there is none."""
+    reason = asked.get("reason", "").strip()
+    if not reason:
+        raise SagaError("This takes a reason, which the audit table keeps.")
+    return reason
+
+
+def name_of(user: Operator | None) -> str:
+    """The user name, or empty for code."""
+    get = getattr(user, "get_username", None)
+    return str(get()) if get else str(user or "")
+
+
+def _hook() -> Callable[[Operator, str, SagaExecution], bool] | None:
+    hook = conf.AUTHORIZE
+    try:
+        return import_string(hook) if isinstance(hook, str) else hook  # type: ignore[no-any-return]
+    except ImportError as error:
+        raise InvalidSettings(f"DJANGO_SAGA['AUTHORIZE'] cannot be imported: {error}") from error
+
+
+def _entry(verb: str, asked: Asked, about: dict[str, Any]) -> SagaAuditEntry:
+    user = asked.get("user")
+    return SagaAuditEntry(
+        verb=verb,
+        user_id=str(getattr(user, "pk", None) or ""),
+        user_name=name_of(user)[:255],
+        source=asked.get("source", "code"),
+        result=SagaAuditEntry.Result.DONE,
+        batch_id=asked.get("batch_id"),
+        reason=asked.get("reason", ""),
+        **about,
+    )

@@ -1,0 +1,144 @@
+"""The verbs: what can be done to an execution, what it takes, and to which ones it can be done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from django.db.models import Case
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
+
+from django_saga import verdicts
+from django_saga.verdicts import Verdict
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One thing that can be done, with all that is to be known before it is."""
+
+    name: str
+    """Also the name of its function in :mod:`django_saga.operations`."""
+    label: Any
+    help: Any
+    """What it does, in a sentence."""
+    verdict: Callable[[], Case]
+    """The expression that gives each execution's :class:`~django_saga.verdicts.Verdict`."""
+    possible: tuple[Verdict, ...]
+    """The verdicts under which it can be done."""
+    right: str = "force"
+    """Which permission it takes, without the model's name."""
+    takes: tuple[str, ...] = ()
+    """Arguments of its own: step, context, standing, or the id typed again (confirm)."""
+    needs_reason: bool = True
+    bulk: bool = False
+    """Whether it is done to many at once, too."""
+
+    @property
+    def permission(self) -> str:
+        """The permission that it takes, with its app label."""
+        return f"django_saga.{self.right}_sagaexecution"
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """What does it."""
+        from django_saga import operations
+
+        return getattr(operations, self.name)  # type: ignore[no-any-return]
+
+
+_label = "saga verb"
+
+RETRY = Verb(
+    "retry",
+    pgettext_lazy(_label, "Retry"),
+    _("Starts a failed one anew, or tries the compensation of a stuck one again."),
+    verdicts.retry_verdict,
+    (Verdict.ANEW, Verdict.AGAIN),
+    right="retry",
+    needs_reason=False,
+    bulk=True,
+)
+RECOVER = Verb(
+    "recover",
+    pgettext_lazy(_label, "Recover now"),
+    _("Drives on, at once, what has lost its driver."),
+    verdicts.recover_verdict,
+    (Verdict.ON,),
+    right="recover",
+    needs_reason=False,
+    bulk=True,
+)
+CANCEL = Verb(
+    "cancel",
+    pgettext_lazy(_label, "Cancel"),
+    _("Undoes what is done, in reverse order, and ends it as failed."),
+    verdicts.cancel_verdict,
+    (Verdict.NOW, Verdict.SOON),
+    right="cancel",
+    bulk=True,
+)
+RESUME_FORWARD = Verb(
+    "resume_forward",
+    pgettext_lazy(_label, "Resume forward"),
+    _("Begins the step again at which it got stuck before it had turned back."),
+    verdicts.forward_verdict,
+    (Verdict.FORWARD,),
+    bulk=True,
+)
+SKIP = Verb(
+    "skip",
+    pgettext_lazy(_label, "Skip step"),
+    _("Goes on without the act at which it stands; the reason says how you know that it may."),
+    verdicts.skip_verdict,
+    (Verdict.FORWARD,),
+)
+MARK_DONE = Verb(
+    "mark_done",
+    pgettext_lazy(_label, "Mark step done"),
+    _("Somebody did by hand what the step was to do, or undid it."),
+    verdicts.by_hand_verdict,
+    (Verdict.NOW, Verdict.AGAIN),
+    takes=("step",),
+)
+EDIT_CONTEXT = Verb(
+    "edit_context",
+    pgettext_lazy(_label, "Edit context"),
+    _("Puts another context in the place of the stored one, if the saga allows that."),
+    verdicts.by_hand_verdict,
+    (Verdict.NOW, Verdict.AGAIN),
+    takes=("context",),
+)
+RELEASE = Verb(
+    "release",
+    pgettext_lazy(_label, "Release lease"),
+    _("Takes the lease from a driver that is known to be dead; recovery goes on at once."),
+    verdicts.release_verdict,
+    (Verdict.DRIVEN,),
+)
+RESOLVE = Verb(
+    "resolve",
+    pgettext_lazy(_label, "Resolve"),
+    _("Closes a stuck one: you acknowledge each effect that stands."),
+    verdicts.resolve_verdict,
+    (Verdict.AGAIN,),
+    takes=("standing",),
+)
+ABANDON = Verb(
+    "abandon",
+    pgettext_lazy(_label, "Abandon"),
+    _("Ends it where it stands, with nothing compensated."),
+    verdicts.abandon_verdict,
+    (Verdict.NOW,),
+    takes=("confirm",),
+)
+
+VERBS = {
+    verb.name: verb
+    for verb in (
+        *(RETRY, RECOVER, CANCEL, RESUME_FORWARD, SKIP, MARK_DONE, EDIT_CONTEXT),
+        *(RELEASE, RESOLVE, ABANDON),
+    )
+}
+BULK = {name: verb for name, verb in VERBS.items() if verb.bulk}
