@@ -64,6 +64,7 @@ class Victim:
             without=self._without,
             **arguments,
         )
+        assert status in (0, DIED), f"{function} ended with {status}"
         return status == DIED
 
     @property

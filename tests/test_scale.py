@@ -1,0 +1,110 @@
+"""The screens and the statements on many executions: their plans, and how many there are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.db import connection, connections
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+
+from django_saga.models import SagaExecution, SagaFailureGroup
+from django_saga.storage import DjangoSagaStorage
+from testproject.shop.crowd import gather
+
+EXECUTIONS, RECORDS = 30_000, 4
+LARGE = ("django_saga_sagaexecution", "django_saga_sagasteprecord")
+MOST = 12  # queries that a page may make
+CHEAP = 20_000.0  # planned cost: far less than reading the tables, far more than what is needed
+
+pytestmark = pytest.mark.usefixtures("committing_databases", "crowd")
+
+
+@pytest.fixture(scope="module")
+def crowd(committing_databases: None, django_db_blocker: Any) -> Iterator[None]:
+    with django_db_blocker.unblock():
+        gather(EXECUTIONS, records=RECORDS)
+        yield
+        with connections["default"].cursor() as cursor:
+            tables = ", ".join((*LARGE, "django_saga_sagafailuregroup"))
+            cursor.execute(f"TRUNCATE {tables} CASCADE")
+
+
+@pytest.fixture
+def operator(client: Client) -> Iterator[Client]:
+    users = get_user_model().objects
+    user = users.create_superuser("crowd", "", "pw")
+    client.force_login(user)
+    yield client
+    user.delete()
+
+
+def changelist(model: str, query: str = "") -> str:
+    return f"{reverse(f'admin:django_saga_{model}_changelist')}{query}"
+
+
+def pages() -> dict[str, Any]:
+    """The path of every screen by its name; made late, since an id is in some of them."""
+
+    def one(**which: Any) -> str:
+        pk = SagaExecution.objects.filter(**which).values_list("pk", flat=True)[0]
+        return reverse("admin:django_saga_sagaexecution_change", args=[pk])
+
+    return {
+        "list": lambda: changelist("sagaexecution"),
+        "list of all": lambda: changelist("sagaexecution", "?status=all"),
+        "list of the stuck": lambda: changelist("sagaexecution", "?status=STUCK"),
+        "list of the failed": lambda: changelist("sagaexecution", "?status=FAILED"),
+        "second page": lambda: changelist("sagaexecution", "?status=all&p=2"),
+        "search": lambda: changelist("sagaexecution", f"?q={one(status='STUCK').split('/')[-3]}"),
+        "stuck one": lambda: one(status="STUCK"),
+        "completed one": lambda: one(status="COMPLETED"),
+        "running one": lambda: one(status="RUNNING"),
+    }
+
+
+@pytest.mark.parametrize("name", list(pages()))
+def test_a_screen_reads_little_however_many_there_are(operator: Client, name: str) -> None:
+    path = pages()[name]()
+    operator.get(path)  # what is cached for the process is cached now
+    with CaptureQueriesContext(connection) as queries:
+        response = operator.get(path)
+    assert response.status_code == 200
+    assert len(queries) <= MOST, [query["sql"][:150] for query in queries]
+    for query in queries:
+        assert not flaws(query["sql"]), query["sql"]
+
+
+@pytest.mark.parametrize("lease", [60.0, None], ids=["claim", "list"])
+def test_a_sweep_reads_only_what_is_active(lease: float | None) -> None:
+    storage = DjangoSagaStorage()
+    with CaptureQueriesContext(connection) as queries:
+        storage.due(20, driver="crowd", lease=lease)
+    (query,) = queries
+    assert not flaws(query["sql"]), query["sql"]
+
+
+def test_a_plan_that_reads_a_whole_table_is_seen() -> None:
+    assert flaws("SELECT count(*) FROM django_saga_sagasteprecord WHERE driver = 'x'")
+
+
+def flaws(sql: str) -> list[str]:
+    """What is wrong with the plan of a statement, which is not run."""
+    if not sql.startswith(("SELECT", "WITH", "UPDATE")) or not any(t in sql for t in LARGE):
+        return []
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN {sql}")
+        plan = [line for (line,) in cursor.fetchall()]
+    found = [line for line in plan for table in LARGE if f"Seq Scan on {table}" in line]
+    cost = max(float(number) for number in re.findall(r"\.\.(\d+\.\d+)", plan[0]))
+    return [*found, *([f"it costs {cost}"] if cost > CHEAP else [])]
+
+
+def test_there_is_a_crowd() -> None:
+    assert SagaExecution.objects.count() >= EXECUTIONS
+    assert SagaFailureGroup.objects.count() >= 20
