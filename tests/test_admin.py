@@ -227,7 +227,7 @@ def test_without_a_csrf_token_nothing_is_done() -> None:
 def test_it_opens_on_what_needs_attention(operator: Client) -> None:
     made = {name: make() for name, make in MAKERS.items()}
     retried = failed_trip()
-    changed(made["completed"], retry_of=retried)
+    changed(retried, settled_at=retried.finished_at)
     needed = {made[name].pk for name in ("failed", "stuck", "lost", "due")}
     assert shown(operator) == needed
     everything = {execution.pk for execution in made.values()} | {retried.pk}
