@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from django_saga.context import SagaContext
+from django_saga.context import SENSITIVE, SagaContext
 from django_saga.exceptions import (
     Abort,
     CircuitOpen,
@@ -28,6 +28,7 @@ from django_saga.saga import Saga, SagaTransaction
 from django_saga.steps import Fallback, SagaStepHandler, SagaStepResult, current_step
 
 __all__ = [
+    "SENSITIVE",
     "Abort",
     "CircuitOpen",
     "Fallback",

@@ -9,7 +9,7 @@ from typing import Any
 from django_saga import machine
 from django_saga.checkpoints import checkpoint_of, look_again, noting, save, saved_as
 from django_saga.conf import conf
-from django_saga.errors import describe, report_of
+from django_saga.errors import describe, report_of, secrets_of
 from django_saga.exceptions import InvalidContext, LeaseLost, StorageUnavailable
 from django_saga.flow import Call, CallInside, Flow, HandlerRaised, Run
 from django_saga.keeper import keeper
@@ -77,13 +77,14 @@ def _call(run: Run) -> Call:
 
 def _settle_done(run: Run) -> Transition:
     """The act or compensation is done; its effect stands even if its context cannot be stored."""
-    error = None
+    error = described = None
     try:
         context = run.definition.codec.encode(run.context, limit=conf.CONTEXT_LIMIT)
     except InvalidContext as invalid:
         error = InvalidContext(f"Saga {run.saga.name} {run.id}, step {run.state.step}: {invalid}")
         context = _salvage(run)
-    report = Report(outcome=Outcome.DONE, context=context, error=describe(error) if error else None)
+        described = describe(error, secrets_of(run, context))
+    report = Report(outcome=Outcome.DONE, context=context, error=described)
     return _settle(run, report, error)
 
 
@@ -94,7 +95,8 @@ def _settle_failed(run: Run, error: Exception) -> Transition:
         context = run.definition.codec.encode(run.context, limit=conf.CONTEXT_LIMIT)
     except InvalidContext:
         context = _salvage(run)
-    return _settle(run, report_of(error, step, fallback, context), error)
+    report = report_of(error, step, fallback, context, secrets_of(run, context))
+    return _settle(run, report, error)
 
 
 def _settle(run: Run, report: Report, error: Exception | None) -> Transition:

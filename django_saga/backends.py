@@ -12,6 +12,7 @@ from django.utils.module_loading import import_string
 
 from django_saga.conf import conf
 from django_saga.exceptions import InvalidSettings, SagaPaused
+from django_saga.texts import told
 
 if TYPE_CHECKING:
     from django_saga.saga import Saga
@@ -45,7 +46,7 @@ class Backend(ABC):
                 "Saga %s %s could not be handed over, recovery will find it: %s",
                 saga.name,
                 saga_id,
-                error,
+                told(error),
                 extra={"saga": saga.name, "execution": str(saga_id)},
             )
 

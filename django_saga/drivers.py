@@ -18,7 +18,7 @@ from django.db import Error as DatabaseError
 from msgspec.structs import replace
 
 from django_saga import signals
-from django_saga.errors import left_open
+from django_saga.errors import left_open, secrets_of
 from django_saga.exceptions import (
     CircuitOpen,
     InsideTransaction,
@@ -39,7 +39,7 @@ from django_saga.flow import (
 )
 from django_saga.steps import CircuitBreaker, CurrentStep, StepType, _current
 from django_saga.storage.base import SagaStorage
-from django_saga.texts import shown
+from django_saga.texts import shown, traced
 from django_saga.timeouts import time_limit
 
 logger = logging.getLogger("django_saga.drivers")
@@ -454,4 +454,5 @@ def _payload(ask: Announce) -> dict[str, Any]:
 def _log_faults(ask: Announce, answers: list[tuple[Any, Any]]) -> None:
     for receiver, answer in answers:
         if isinstance(answer, Exception):
-            logger.error("A receiver of %s failed: %r", ask.name, receiver, exc_info=answer)
+            trace = traced(answer, secrets_of(ask.run))
+            logger.error("A receiver of %s failed: %r\n%s", ask.name, receiver, trace)

@@ -17,7 +17,7 @@ from django_saga.announcing import announce
 from django_saga.attempts import attempt
 from django_saga.checkpoints import noted, save, spacing
 from django_saga.conf import conf
-from django_saga.errors import describe
+from django_saga.errors import describe, secrets_of
 from django_saga.exceptions import (
     InvalidContext,
     LeaseLost,
@@ -31,6 +31,7 @@ from django_saga.interventions import CANCELLED
 from django_saga.machine import Error, Status, StepRules
 from django_saga.steps import SagaStepResult
 from django_saga.storage.base import Claim
+from django_saga.texts import told
 
 if TYPE_CHECKING:
     from django_saga.models import SagaExecution
@@ -94,7 +95,8 @@ def take_over(saga: Saga[Any], claim: Claim, context: Any = None) -> Flow[Run]:
             run.definition.require(machine.needed_steps(claim.state))
     except (InvalidContext, UnknownSaga) as error:
         if run.leased:
-            yield from save(run, machine.stick(claim.state, str(error), _as_it_began(claim)))
+            reason = told(error, secrets_of(run))
+            yield from save(run, machine.stick(claim.state, reason, _as_it_began(claim)))
         return run
     if run.leased and claim.state.in_flight:
         lost = machine.interrupt(claim.state, _as_it_began(claim), conf.MAX_RECOVERIES)
@@ -106,7 +108,8 @@ def strand(claim: Claim, saga: Saga[Any], error: Exception) -> Flow[Run]:
     """End as STUCK what no code is known for any more; ``saga`` only says where it is stored."""
     run = Run(saga, claim, None)
     if run.leased:  # what has ended stays as it ended
-        yield from save(run, machine.stick(claim.state, str(error), _as_it_began(claim)))
+        reason = told(error, secrets_of(run))
+        yield from save(run, machine.stick(claim.state, reason, _as_it_began(claim)))
     return run
 
 
@@ -207,7 +210,7 @@ def turn_back(run: Run, error: Exception) -> Flow[None]:
         yield from let_go(run)
         return
     run.error = error
-    yield from save(run, machine.turn_back(run.state, describe(error)))
+    yield from save(run, machine.turn_back(run.state, describe(error, secrets_of(run))))
     yield from _to_the_end(run)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import traceback
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from django_saga.causes import frame_of
 from django_saga.conf import conf
@@ -14,17 +15,27 @@ from django_saga.exceptions import (
     TransactionLeftOpen,
 )
 from django_saga.machine import Error, Outcome, Report
+from django_saga.masking import sensitive_values
 from django_saga.steps import CurrentStep, Fallback, StepType
-from django_saga.texts import said_by
+from django_saga.texts import told, traced
+
+if TYPE_CHECKING:
+    from django_saga.flow import Run
 
 
-def report_of(error: Exception, step: StepType, fallback: Fallback | None, context: str) -> Report:
-    """The report of an attempt that ended with this exception."""
+def report_of(
+    error: Exception,
+    step: StepType,
+    fallback: Fallback | None,
+    context: str,
+    secrets: Iterable[str] = (),
+) -> Report:
+    """The report of an attempt that ended with this exception; ``secrets`` are masked in it."""
     uncertain = (*step.uncertain, TransactionLeftOpen)
     return Report(
         outcome=Outcome.UNKNOWN if isinstance(error, uncertain) else Outcome.FAILED,
         context=context,
-        error=describe(error),
+        error=describe(error, secrets),
         retry_after=error.seconds if isinstance(error, RetryLater) else None,
         abort=isinstance(error, (Abort, InvalidDefinition)),
         # Without a Fallback in the code, the plan of an older execution may have one all the same.
@@ -42,15 +53,23 @@ def left_open(info: CurrentStep) -> TransactionLeftOpen:
     )
 
 
-def describe(error: BaseException) -> Error:
-    """An exception as it is stored: no locals, no more than the limits in the settings."""
-    lines = traceback.format_exception(error)
+def describe(error: BaseException, secrets: Iterable[str] = ()) -> Error:
+    """An exception as it is stored: no locals, no secrets, no more than the settings allow."""
+    secrets = tuple(secrets)
     return Error(
         type=type(error).__qualname__,
-        message=_storable(said_by(error), conf.ERROR_LIMIT),
-        traceback=_storable("".join(lines), conf.TRACEBACK_LIMIT, keep_end=True),
+        message=_storable(told(error, secrets), conf.ERROR_LIMIT),
+        traceback=_storable(traced(error, secrets), conf.TRACEBACK_LIMIT, keep_end=True),
         frame=frame_of(error),
     )
+
+
+def secrets_of(run: Run, *contexts: str) -> set[str]:
+    """The sensitive values of a run, as it was taken over, as it is stored, as it stands now."""
+    codec = getattr(run.definition, "codec", None)  # a saga that the code lost has none
+    sensitive = codec.sensitive if codec else ()
+    stored = {run.claim.state.context, run.state.context, run.state.fallback_context or "{}"}
+    return {value for json in stored.union(contexts) for value in sensitive_values(json, sensitive)}
 
 
 def _storable(text: str, limit: int, *, keep_end: bool = False) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from django.db import connections
 
 from django_saga.exceptions import SagaError
+from django_saga.texts import told, traced
 
 if TYPE_CHECKING:
     from django_saga.flow import Run
@@ -93,10 +94,10 @@ class Keeper:
         try:
             renewed = storage.renew([run.key for run in runs], lease=lease)
         except SagaError as error:
-            logger.warning("Leases could not be renewed, trying again: %s", error)
+            logger.warning("Leases could not be renewed, trying again: %s", told(error))
             return
-        except Exception:
-            logger.exception("Leases could not be renewed, trying again")
+        except Exception as error:
+            logger.error("Leases could not be renewed, trying again: %s", traced(error))
             return
         for run in runs:
             if run.id in renewed:

@@ -14,10 +14,13 @@ from django_saga import engine, registry
 from django_saga.backends import get_backend
 from django_saga.conf import conf
 from django_saga.drivers import AsyncDriver, drive
+from django_saga.errors import secrets_of
 from django_saga.exceptions import LeaseLost, SagaError, UnknownSaga
 from django_saga.flow import Do, Flow, Run, driver_name
 from django_saga.keeper import keeper
+from django_saga.masking import sensitive_values
 from django_saga.saga import Saga, _uuid, default_storage
+from django_saga.texts import told, traced
 
 if TYPE_CHECKING:
     from django_saga.models import SagaExecution
@@ -119,21 +122,29 @@ def _drive_one(claim: Claim, storage: SagaStorage) -> Recovered:
     try:
         execution = drive(_go_on(claim, storage))
     except LeaseLost as error:
-        logger.warning("Saga %s %s: %s", claim.saga, claim.id, error, extra=about)
+        logger.warning("Saga %s %s: %s", claim.saga, claim.id, told(error), extra=about)
         return Recovered(claim.saga, claim.id, LEASE_LOST)
     except (Exception, CancelledError) as error:  # that one only leaks out of an async handler
-        trace = not isinstance(error, SagaError)
+        why = told(error, secrets := _secrets(claim, storage))
+        if not (known := isinstance(error, SagaError)):
+            why = f"{type(error).__qualname__}: {why}"
         logger.error(
             "Saga %s %s was not recovered: %s",
             claim.saga,
             claim.id,
-            error,
-            exc_info=trace,
+            why if known else traced(error, secrets),
             extra=about,
         )
-        why = repr(error) if trace else str(error)
         return Recovered(claim.saga, claim.id, claim.state.status.value, why)
     return Recovered(claim.saga, claim.id, execution.status, execution.stuck_reason)
+
+
+def _secrets(claim: Claim, storage: SagaStorage) -> set[str]:
+    try:
+        saga, _ = _saga_of(claim, storage)
+        return secrets_of(Run(saga, claim, None))
+    except Exception:  # the saga's definition is what failed
+        return sensitive_values(claim.state.context)
 
 
 def _hand_over_all(claims: list[Claim], storage: SagaStorage) -> Generator[Recovered, None, bool]:
@@ -146,8 +157,9 @@ def _hand_over_all(claims: list[Claim], storage: SagaStorage) -> Generator[Recov
             try:
                 saga.backend.send(saga, claim.id, 0.0)
             except Exception as error:
-                logger.error("The backend cannot be told of what is due: %s", error)
-                yield Recovered(claim.saga, claim.id, claim.state.status.value, str(error))
+                why = told(error)
+                logger.error("The backend cannot be told of what is due: %s", why)
+                yield Recovered(claim.saga, claim.id, claim.state.status.value, why)
                 return False
             waiting.popleft()
             yield Recovered(claim.saga, claim.id, HANDED_OVER)
@@ -162,7 +174,7 @@ def _release(claims: list[Claim], storage: SagaStorage) -> None:
         for claim in claims:
             storage.release(claim.id, claim.token)
     except SagaError as error:
-        logger.warning("Some leases could not be released and run out: %s", error)
+        logger.warning("Some leases could not be released and run out: %s", told(error))
 
 
 def _recover(saga_id: UUID | str, storage: SagaStorage) -> Flow[SagaExecution]:

@@ -41,7 +41,7 @@ from django_saga.exceptions import (
 )
 from django_saga.recovery import recover_saga, sweep
 from django_saga.saga import Saga
-from django_saga.texts import shown
+from django_saga.texts import shown, told
 
 logger = logging.getLogger("django_saga.rq")
 
@@ -93,7 +93,7 @@ def run_saga(saga_id: str) -> None:
         recover_saga(saga_id)
     except (SagaAlreadyRunning, SagaNotFound, SagaPaused, LeaseLost) as error:
         level = logging.WARNING if isinstance(error, SagaNotFound) else logging.INFO
-        logger.log(level, "Nothing to do: %s", error, extra={"execution": saga_id})
+        logger.log(level, "Nothing to do: %s", told(error), extra={"execution": saga_id})
     finally:
         close_old_connections()
 

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Iterable
+
+from django_saga.masking import mask_text
+
+MOST = 1_000_000  # characters of an error's text that are looked at
+
 
 def said_by(error: BaseException) -> str:
     """An error's message."""
@@ -9,6 +16,19 @@ def said_by(error: BaseException) -> str:
         return str(error)
     except Exception as unspeakable:
         return f"(no message: its __str__ raised {type(unspeakable).__qualname__})"
+
+
+def told(error: BaseException, secrets: Iterable[str] = ()) -> str:
+    """An error's message, for others than its handler: what looks like a secret is masked."""
+    return mask_text(said_by(error)[:MOST], secrets)
+
+
+def traced(error: BaseException, secrets: Iterable[str] = ()) -> str:
+    """An error's traceback, without locals and masked.
+
+    Logs get this text rather than ``exc_info``, which would print the message as it is.
+    """
+    return mask_text("".join(traceback.format_exception(error))[-MOST:], secrets)
 
 
 def shown(value: object) -> str:

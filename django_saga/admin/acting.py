@@ -22,6 +22,7 @@ from django_saga.backends import get_backend
 from django_saga.exceptions import SagaError
 from django_saga.models import SagaExecution
 from django_saga.operations import RETRY, Verb
+from django_saga.texts import told, traced
 from django_saga.verdicts import Verdict, stands_at
 
 logger = logging.getLogger("django_saga.admin")
@@ -131,8 +132,8 @@ def _do(tally: Tally, execution: SagaExecution, user: Any, later: bool, done: Do
         tally.refused[_without_name(error, execution)] += 1
         return
     except Exception as error:
-        logger.exception("%s of saga %s failed", verb.name, execution)
-        tally.refused[f"{type(error).__name__}: {error}"] += 1
+        logger.error("%s of saga %s failed: %s", verb.name, execution, traced(error))
+        tally.refused[f"{type(error).__name__}: {told(error)}"] += 1
         return
     tally.became[result.status] += 1
     tally.left += later
@@ -142,7 +143,7 @@ def _do(tally: Tally, execution: SagaExecution, user: Any, later: bool, done: Do
 
 def _without_name(error: SagaError, execution: SagaExecution) -> str:
     """The reason alone, so that equal ones are counted together."""
-    return str(error).replace(f"Saga {execution.saga} {execution.pk} ", "").strip()
+    return told(error).replace(f"Saga {execution.saga} {execution.pk} ", "").strip()
 
 
 def summary(tally: Tally) -> list[str]:

@@ -15,6 +15,7 @@ from django_saga.conf import conf
 from django_saga.exceptions import InvalidSettings, SagaError
 from django_saga.models import SagaAuditEntry, SagaExecution
 from django_saga.storage import DjangoSagaStorage
+from django_saga.texts import told
 
 
 class Operator(Protocol):
@@ -60,7 +61,7 @@ def audited(
     except (PermissionDenied, SagaError) as error:
         refusal = _entry(verb, asked, about)
         refusal.saga, refusal.execution_id = entry.saga, entry.execution_id
-        refusal.result, refusal.detail = SagaAuditEntry.Result.REFUSED, str(error)
+        refusal.result, refusal.detail = SagaAuditEntry.Result.REFUSED, told(error)
         refusal.save(using=storage.alias)
         raise
 

@@ -23,6 +23,7 @@ from django_saga.operations.verbs import RECOVER, RETRY
 from django_saga.saga import _delay, enqueue
 from django_saga.storage import DjangoSagaStorage
 from django_saga.storage.base import Claim
+from django_saga.texts import told
 from django_saga.verdicts import DatabaseNow, Verdict
 
 
@@ -74,7 +75,7 @@ def recover(saga_id: UUID | str, **asked: Unpack[Asked]) -> SagaExecution:
     except Exception as error:
         raise SagaError(
             f"{name(execution)} could not be handed to the backend; recover_sagas will find it. "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {told(error)}"
         ) from error
     return read(claim.id, storage)  # type: ignore[no-any-return]
 

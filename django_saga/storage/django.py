@@ -36,6 +36,7 @@ from django_saga.machine import State
 from django_saga.models import SagaExecution, SagaStepRecord, columns_of
 from django_saga.storage.base import Checkpoint, Claim, SagaStorage, Saved
 from django_saga.storage.sql import ASKED, CAUSE, EXECUTIONS, STATEMENTS, Statements
+from django_saga.texts import told, traced
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -296,7 +297,8 @@ class DjangoSagaStorage(SagaStorage):
                 ) from error
             if not committed:
                 raise
-            logger.exception("An on_commit() callback of an atomic step failed; the step is done")
+            trace = traced(error)
+            logger.error("An on_commit() callback of an atomic step failed; it is done\n%s", trace)
 
     def on_commit(self, function: Callable[[], object]) -> None:
         # As a function of its own: Django names what failed, and a partial has no name.
@@ -385,7 +387,7 @@ def _claim(row: SagaExecution) -> Claim | None:
             raise ValueError("a time is missing")
     except ValueError as error:
         # Somebody edited it by hand; it must not stand in the way of the others.
-        logger.error("Saga execution %s cannot be read: %s", row.pk, error)
+        logger.error("Saga execution %s cannot be read: %s", row.pk, told(error))
         return None
     at = _utc(row.db_now)  # type: ignore[attr-defined]
     wait = max(0.0, (row.wake_at - at).total_seconds()) if row.wake_at else 0.0

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from django_saga.exceptions import LeaseLost, SagaAlreadyRunning, SagaNotFound
 from django_saga.machine import State
 from django_saga.storage.base import Checkpoint, Claim, SagaStorage, Saved
+from django_saga.texts import traced
 
 if TYPE_CHECKING:
     from django_saga.models import SagaExecution, SagaStepRecord
@@ -218,8 +219,8 @@ class MemorySagaStorage(SagaStorage):
     def on_commit(self, function: Callable[[], object]) -> None:
         try:
             function()
-        except Exception:
-            logger.exception("What was to be done on commit failed")
+        except Exception as error:
+            logger.error("What was to be done on commit failed: %s", traced(error))
 
     def refuse_transaction(self) -> None:
         """A caller's transaction is no concern of this storage."""

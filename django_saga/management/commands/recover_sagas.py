@@ -27,6 +27,7 @@ from django_saga.machine import Status
 from django_saga.recovery import Recovered, sweep
 from django_saga.saga import default_storage
 from django_saga.storage.base import Claim
+from django_saga.texts import told
 
 logger = logging.getLogger("django_saga.recovery")
 
@@ -145,8 +146,8 @@ class Command(BaseCommand):
                     if not stop.empty():
                         break
             except StorageUnavailable as error:
-                logger.error("The sweep was broken off: %s", error)
-                tally.error = str(error)
+                tally.error = told(error)
+                logger.error("The sweep was broken off: %s", tally.error)
         return tally
 
     def _quiet_handlers(self) -> AbstractContextManager[Any]:
