@@ -9,6 +9,7 @@ import traceback
 import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Annotated, Any, NamedTuple
 from urllib.parse import quote, quote_plus
 
@@ -94,6 +95,7 @@ PLANTED = {
     "a private key that is cut off": ("MIIEpAIBAAKCAQEA8cr", "-----BEGIN PRIVATE KEY-----\n{}"),
     "a card number": ("4111111111111111", "card {} was declined"),
     "a card number with spaces": ("5555 5555 5555 4444", "card {} was declined"),
+    "a card number beside others": ("5105105105105100", "12 4000056655665556 {} 4222-1"),
     "a card number with dashes": ("3782-822463-10005", "declined: {}."),
     "a marked field": ("ann.smith@example.org", "no customer {}"),
     "a marked field in a URL": ("Öl & Gas/7", "GET /customers/%C3%96l%20%26%20Gas%2F7 ({})"),
@@ -187,7 +189,7 @@ class Answer(SagaStepHandler[Login]):
 
 class Leak(SagaStepHandler[Login]):
     def act(self, context: Login) -> None:
-        context.order_id = MESSAGE  # type: ignore[assignment]
+        context.answer = Decimal("55512345")  # type: ignore[assignment]
 
 
 class LeakCancellation(SagaStepHandler[Login]):
@@ -283,7 +285,8 @@ def test_a_context_that_cannot_be_stored_tells_no_secret(
     with pytest.raises(SagaFailed) as failed:
         Unstorable(storage=database).run(Login())
     told = stored(database, failed.value.execution.id)
-    assert "'order_id'" in told
+    assert "'answer'" in told
+    assert "would come back" in told
     assert found_in(told) == []
     assert found_in(text_of(logged)) == []
 
