@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import msgspec
+
+from django_saga.masking import mask_json
 
 LARGEST = 2_000  # bytes of a value that is kept
 
 
-def changes(before: str, after: str) -> str:
-    """The fields that differ, with their new values, as JSON; a field that is gone is null."""
+def changes(before: str, after: str, sensitive: Collection[str] = ()) -> str:
+    """The fields that differ, with their new values, as JSON; a field that is gone is null.
+
+    What is ``sensitive``, or looks like a secret, is masked.
+    """
     old, new = _FIELDS.decode(before), _FIELDS.decode(after)
     changed: dict[str, object] = {
         name: _short(value) for name, value in new.items() if old.get(name) != value
     }
     changed |= dict.fromkeys(old.keys() - new.keys())
-    return msgspec.json.encode(changed).decode()
+    return mask_json(msgspec.json.encode(changed).decode(), sensitive)
 
 
 def _short(value: msgspec.Raw) -> object:

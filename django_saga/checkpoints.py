@@ -81,7 +81,7 @@ def _changes(run: Run, transition: Transition) -> str:
     before, after = run.state.context, transition.state.context
     if transition.record is None or after == before:
         return ""
-    return changes(before, after)
+    return changes(before, after, run.definition.codec.sensitive)
 
 
 def spacing(run: Run, state: State) -> float | None:

@@ -38,6 +38,8 @@ def mask_json(stored: str, sensitive: Collection[str] = ()) -> str:
 
     What is no JSON is masked as a text.
     """
+    if not sensitive and not _is_suspect(stored):
+        return stored  # as most contexts are, of which a bit is written after each step
     try:
         value = _parsed(stored)
         secrets = set(_values(value, sensitive))
@@ -295,5 +297,19 @@ def _values(value: Any, sensitive: Collection[str], inside: bool = False) -> Ite
             yield str(value)
 
 
+def _is_suspect(text: str) -> bool:
+    """Whether anything in it could be masked; much cheaper than to look."""
+    lower = text.lower()
+    return any(part in lower for part in _PARTS) or bool(_LONG.search(lower))
+
+
+_PARTS = (
+    "auth basic bearer card code cookie credential csc csrf cvc cvv dsn hmac iban jwt key number "
+    "otp pan pass pin pwd secret sess sid sig social ssn string tan token totp xsrf :// -----begin "
+    "< \\ eyj sk_ sk- pk_ rk_ whsec_ rzp_ sq0 eaaa gho_ ghp_ ghr_ ghs_ ghu_ github_ gl npm_ pypi- "
+    "dckr_ hf_ xox xapp- :aa akia asia aroa aida agpa aiza ya29 gocspx- do_v1 dop_v1 doo_v1 hvb. "
+    "hvs. shp sg. slack.com"
+).split()  # noqa: SIM905 - a page of quotes
+_LONG = re.compile("[0-9](?:[ -]?[0-9]){12}|[0-9a-f]{32}")
 _ENCODER = msgspec.json.Encoder(decimal_format="number")
 _NO_JSON = (ValueError, ArithmeticError, RecursionError)

@@ -30,7 +30,14 @@ from django_saga import (
 )
 from django_saga.conf import conf
 from django_saga.errors import describe
-from django_saga.masking import MASK, looks_secret, mask_json, mask_text, sensitive_values
+from django_saga.masking import (
+    MASK,
+    _is_suspect,
+    looks_secret,
+    mask_json,
+    mask_text,
+    sensitive_values,
+)
 from django_saga.models import SagaExecution, SagaStepRecord
 from django_saga.recovery import sweep
 from django_saga.signals import step_failed
@@ -595,3 +602,16 @@ def test_a_message_is_masked_before_it_is_cut() -> None:
     assert describe(error).message.endswith("password=********")
     told = describe(ValueError("y" * 3_000_000)).message
     assert len(told) == conf.ERROR_LIMIT
+
+
+@given(hostile)
+def test_what_is_not_suspect_holds_nothing_to_mask(text: str) -> None:
+    if not _is_suspect(text):
+        assert mask_text(text) == text
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+def test_what_is_masked_is_suspect(kind: str) -> None:
+    secret, text = PLANTED[kind]
+    told = text.format(secret)
+    assert _is_suspect(told) or mask_text(told) == told  # a marked one, known from elsewhere

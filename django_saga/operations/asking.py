@@ -13,6 +13,7 @@ from django.utils.module_loading import import_string
 
 from django_saga.conf import conf
 from django_saga.exceptions import InvalidSettings, SagaError
+from django_saga.masking import mask_text
 from django_saga.models import SagaAuditEntry, SagaExecution
 from django_saga.storage import DjangoSagaStorage
 from django_saga.texts import told
@@ -110,6 +111,6 @@ def _entry(verb: str, asked: Asked, about: dict[str, Any]) -> SagaAuditEntry:
         source=asked.get("source", "code"),
         result=SagaAuditEntry.Result.DONE,
         batch_id=asked.get("batch_id"),
-        reason=asked.get("reason", ""),
+        reason=mask_text(asked.get("reason", "")),
         **about,
     )

@@ -63,7 +63,7 @@ def edit_context(saga_id: UUID | str, context: str, **asked: Unpack[Asked]) -> S
         codec = saga.definition.codec
         given = codec.decode(context)
         encoded = codec.encode(given, limit=conf.CONTEXT_LIMIT)
-        entry.detail = changes(execution.context, encoded)
+        entry.detail = changes(execution.context, encoded, codec.sensitive)
 
         def edited(claim: Claim) -> Transition:
             return interventions.edit_context(claim.state, encoded, claim.wait)
