@@ -13,6 +13,7 @@ from django.utils.timezone import is_aware, localtime
 from django.utils.translation import gettext as _
 
 from django_saga import registry
+from django_saga.admin.drawn import drawings
 from django_saga.admin.formats import JSON_LIMIT, pretty, span, status_badge
 from django_saga.admin.story import comes_next, fates, happened
 from django_saga.exceptions import UnknownSaga
@@ -32,6 +33,8 @@ def context_of(request: HttpRequest, execution: SagaExecution) -> dict[str, Any]
     rows = SagaExecution.objects.using(alias).only("id", "saga", "status", "created_at")
     retries = list(rows.filter(retry_of=execution).order_by("created_at")[:OTHERS])
     records = SagaStepRecord.objects.using(alias).filter(execution=execution)
+    plan = fates(execution, now, _attempts(records))
+    history = _history(request, records)
     return {
         "execution": execution,
         "now": now,
@@ -39,7 +42,7 @@ def context_of(request: HttpRequest, execution: SagaExecution) -> dict[str, Any]
         "happened": happened(execution, now),
         "next": comes_next(execution, now, bool(retries)),
         "undefined": _undefined(execution),
-        "plan": fates(execution, now, _attempts(records)),
+        "plan": plan,
         "undo_error": _undo_error(execution, records),
         "facts": _facts(execution, now),
         "origin": rows.filter(pk=execution.retry_of_id).first() if execution.retry_of_id else None,
@@ -47,7 +50,8 @@ def context_of(request: HttpRequest, execution: SagaExecution) -> dict[str, Any]
         "log": _log(execution),
         "contexts": _contexts(execution),
         "json_limit": JSON_LIMIT,
-        **_history(request, records),
+        **history,
+        **drawings(execution, now, plan, history["records"], to_now=not history["is_earlier"]),
     }
 
 

@@ -56,7 +56,7 @@ class SagaExecutionAdmin(Confirming, _Admin):
     actions = ("retry_selected", "recover_selected")
 
     class Media:
-        css = {"all": ["django_saga/admin.css"]}
+        css = {"all": ["django_saga/admin.css", "django_saga/drawings.css"]}
 
     # Nothing changes but through the verbs
 

@@ -143,7 +143,7 @@ class StepFate:
     number: str
     step: str
     fallback_of: str
-    kind: str  # for its colour
+    kind: str  # for its colour, and its mark in the drawing
     fate: str
     acts: int  # attempts that came to an end
     compensations: int
@@ -165,7 +165,7 @@ def fates(
             if lost and step == state.step:
                 kind, fate = "lost", _("its driver was lost: not known")
             elif place and _is_done(effects.get(entry[0])):
-                kind, fate = "ahead", _("not needed")
+                kind, fate = "spare", _("not needed")
             else:
                 kind, fate = _fate(state, step, effects.get(step), acts)
             rows.append(
@@ -186,7 +186,9 @@ def fates(
 def _fate(state: State, step: str, effect: Effect | None, acts: int) -> tuple[str, str]:
     here = state.active and state.step == step
     if here and state.action is Action.COMPENSATE:
-        return "compensating", _("being undone") if state.in_flight else _("to be undone next")
+        if state.in_flight:
+            return "compensating", _("being undone")
+        return "standing", _("to be undone next")
     if here and state.in_flight:
         return "running", _("in act")
     if here:
@@ -198,8 +200,8 @@ def _fate(state: State, step: str, effect: Effect | None, acts: int) -> tuple[st
     if state.status in (machine.Status.PENDING, machine.Status.RUNNING) and _is_ahead(state, step):
         return "ahead", _("to come")
     if state.status is machine.Status.COMPLETED:
-        return "ahead", _("not needed")
-    return "ahead", _("not begun")
+        return "spare", _("not needed")
+    return "unbegun", _("not begun")
 
 
 def _effect_fate(state: State, effect: Effect) -> tuple[str, str]:
@@ -211,7 +213,7 @@ def _effect_fate(state: State, effect: Effect) -> tuple[str, str]:
             return "stuck", _("stands: its compensation failed")
         return "stuck", _("may stand: its compensation failed")
     if state.status in (machine.Status.COMPENSATING, machine.Status.STUCK):
-        return "unknown", _("stands, not undone yet") if known else _("may stand, not undone yet")
+        return "standing", _("stands, not undone yet") if known else _("may stand, not undone yet")
     return ("completed", _("done")) if known else ("unknown", _("not known"))
 
 
