@@ -192,3 +192,34 @@ def test_no_page_is_wider_than_the_screen(width: int, operate: Opened) -> None:
             box = page.locator(f"#result_list .field-{column}").bounding_box()
             assert box is not None
             assert box["x"] + box["width"] <= width, column
+
+
+INK = """box => {
+  const [text, back] = [box.querySelector(".saga-word"), box.querySelector("rect")];
+  text.style.color = getComputedStyle(text).fill;
+  text.style.backgroundColor = getComputedStyle(back).fill;
+  return (CONTRAST)(text);
+}""".replace("CONTRAST", CONTRAST)
+SPILT = """() => [...document.querySelectorAll(".saga-box")].filter(box => {
+  const frame = box.querySelector("rect").getBBox();
+  return [...box.querySelectorAll("text")].map(text => text.getBBox()).some(
+    text => text.x < frame.x || text.x + text.width > frame.x + frame.width);
+}).map(box => box.textContent)"""
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_drawings_can_be_read_in_both_themes(scheme: str, width: int, operate: Opened) -> None:
+    """A contrast of 4.5 to 1 at least, each word in its box, and the one drawing that fits."""
+    executions = [failed_trip(), lost_trip(), driven_trip(), completed_trip(), stuck_trip()]
+    ratios = {}
+    with operate(color_scheme=scheme, viewport={"width": width, "height": 800}) as page:
+        for execution in executions:
+            page.goto(f"{BASE}{execution.pk}/change/")
+            for box in page.locator(".saga-box").all():
+                ratios[box.get_attribute("class")] = box.evaluate(INK)
+            assert page.evaluate(SPILT) == []
+            assert page.locator(".saga-narrow").is_visible() is (width == 360)
+            assert page.locator(".saga-wide").is_visible() is (width == 1200)
+    assert len(ratios) >= 7
+    assert min(ratios.values()) >= 4.5, ratios

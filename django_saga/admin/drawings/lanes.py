@@ -34,6 +34,7 @@ BAR, ROW, APART = 16, 30, 10  # a bar's height; a row's, with its attempts' numb
 NAME = 18  # a name's height above its lane
 FOLDED, AXIS = 18, 22  # above the lanes, where waits are folded, and below them
 LETTERS, SMALL = 13, 10
+TINY = 6  # a sign smaller than this cannot be read: the arrow's filling and edge tell
 ACT = "act"
 
 
@@ -157,6 +158,8 @@ def _bar(attempt: Attempt, x: float, y: float, width: float) -> list[SafeString]
         shape += f"l{number(tip)} {number(half)}h{number(body)}z"
         middle = x + tip + body / 2
     at = (middle - size / 2, y + half - size / 2)
+    if size < TINY:
+        return [path(shape, "saga-shape saga-tiny")]
     return [path(shape, "saga-shape"), sign(attempt.mark, *at, size)]
 
 

@@ -27,9 +27,10 @@ from django_saga.admin.drawings.svg import (
 WIDTH = 360
 RAIL = 12  # where the way back runs, left of the boxes
 LEFT = 30
-BOX, ROW, GAP = 42, 60, 30  # a box's height, from row to row, between boxes side by side
-TOP, FOOT = 4, 24
+BOX, ROW, GAP = 42, 64, 36  # a box's height, from row to row, between boxes side by side
+TOP, FOOT = 10, 24
 JOIN = 7  # below a box, where the line from its fallback comes in
+OVER = 8  # above a box, where the way back branches to its fallback
 INSET = 28  # of a name in its box
 RIGHT, DOWN, UP = ((-5, -4), (-5, 4)), ((-4, -5), (4, -5)), ((-4, 5), (4, 5))  # arrow heads
 LETTERS = 13
@@ -106,18 +107,17 @@ def _said(box: _Box) -> str:
 
 
 def _drawn(box: _Box) -> SafeString:
-    step, x, y = box.step, box.x, box.y
-    before = pgettext("saga drawing", "else") if step.fallback_of else f"{box.number}"
-    inset = max(INSET, measure(before, LETTERS - 1) + 14)
-    name = shorten(legible(step.name), box.width - inset - 8, bold(LETTERS))
+    step, y = box.step, box.y
+    start = box.x + (9 if step.fallback_of else INSET)
+    name = shorten(legible(step.name), box.x + box.width - start - 8, bold(LETTERS))
     return group(
         f"saga-box saga-mark-{step.mark}",
         _said(box),
-        element("rect", x=x + 0.5, y=y + 0.5, width=box.width - 1, height=BOX - 1, rx=4),
-        label(x + 9, y + 17, before, "saga-quiet"),
-        label(x + inset, y + 17, name, "saga-name"),
-        sign(step.mark, x + inset, y + 24),
-        label(x + inset + 17, y + 34, step.mark.word, "saga-word"),
+        element("rect", x=box.x + 0.5, y=y + 0.5, width=box.width - 1, height=BOX - 1, rx=4),
+        *([] if step.fallback_of else [label(box.x + 9, y + 17, str(box.number), "saga-quiet")]),
+        label(start, y + 17, name, "saga-name"),
+        sign(step.mark, start, y + 24),
+        label(start + 17, y + 34, step.mark.word, "saga-word"),
     )
 
 
@@ -136,7 +136,11 @@ def _ways(rows: list[list[_Box]]) -> list[SafeString]:
 def _aside(box: _Box, fallback: _Box) -> list[SafeString]:
     css = _way(fallback.step.mark not in {Mark.PLANNED, *_LEFT_OUT})
     start, end, y = box.x + box.width, fallback.x, box.y + BOX / 2
-    return [path(f"M{_at(start, y)}H{number(end)}", css), _head(end, y, css, RIGHT)]
+    return [
+        path(f"M{_at(start, y)}H{number(end)}", css),
+        _head(end, y, css, RIGHT),
+        label((start + end) / 2, y - 5, pgettext("saga drawing", "else"), "saga-quiet", "middle"),
+    ]
 
 
 def _joined(fallback: _Box, box: _Box) -> SafeString:
@@ -148,22 +152,33 @@ def _joined(fallback: _Box, box: _Box) -> SafeString:
 
 def _way_back(rows: list[list[_Box]]) -> list[SafeString]:
     """The line up on the left, with a branch to each step that is, or would be, undone."""
-    back = _rows_with(rows, _BACK) or _rows_with(rows, set(Mark) - _LEFT_OUT)
+    back = [box for row in rows for box in row if box.step.mark in _BACK]
+    back = back or [row[0] for row in rows if row[0].step.mark not in _LEFT_OUT]
     if not back:
         return []
-    went = _rows_with(back, _WENT_BACK)
-    low, top = back[-1][0].y + BOX / 2, TOP + 2
-    css = _way(bool(went), "saga-back")
+    css = _back_way(*back)
+    low, top = max(map(_branching, back)), 2
     lines = [path(f"M{_at(RAIL, low)}V{number(top)}", css), _head(RAIL, top, css, UP)]
-    for row in back:
-        y = row[0].y + BOX / 2
-        css = _way(row in went, "saga-back")
-        lines += [path(f"M{_at(RAIL, y)}H{LEFT}", css), _head(LEFT, y, css, RIGHT)]
-    return lines
+    return lines + [part for box in back for part in _branch(box)]
 
 
-def _rows_with(rows: list[list[_Box]], marks: set[Mark]) -> list[list[_Box]]:
-    return [row for row in rows if any(box.step.mark in marks for box in row)]
+def _branching(box: _Box) -> float:
+    return box.y - OVER if box.step.fallback_of else box.y + BOX / 2
+
+
+def _branch(box: _Box) -> list[SafeString]:
+    css = _back_way(box)
+    start = f"M{_at(RAIL, _branching(box))}"
+    if box.step.fallback_of:
+        x = box.middle + 12  # beside the line that leads on
+        return [path(f"{start}H{number(x)}V{number(box.y)}", css), _head(x, box.y, css, DOWN)]
+    return [path(f"{start}H{LEFT}", css), _head(LEFT, _branching(box), css, RIGHT)]
+
+
+def _back_way(*boxes: _Box) -> str:
+    due = any(box.step.mark in _BACK for box in boxes)
+    css = "saga-back saga-due" if due else "saga-back"
+    return _way(any(box.step.mark in _WENT_BACK for box in boxes), css)
 
 
 def _legend(y: float) -> list[SafeString]:

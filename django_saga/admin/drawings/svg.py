@@ -48,11 +48,18 @@ def measure(text: str, size: float) -> float:
 
 
 def _advance(char: str) -> float:
-    if unicodedata.east_asian_width(char) in "WF" or char in "…—%@MWmw":
+    if unicodedata.east_asian_width(char) in "WF":
         return 1.0
-    if char in "iljtfrI.,:;'|!() ":
-        return 0.45
-    return 0.75 if char.isupper() else 0.64
+    return _ADVANCES.get(char, 0.76 if char.isupper() else 0.65)
+
+
+_ADVANCES = {
+    **dict.fromkeys("ijl|!'.,:; ", 0.36),
+    **dict.fromkeys("tfrIJ()-", 0.46),
+    **dict.fromkeys("acekosvxyz", 0.61),
+    **dict.fromkeys("BCEFKLPRSTXYZ", 0.7),
+    **dict.fromkeys("mMwW@%…—", 1.0),
+}
 
 
 def number(value: float) -> str:
