@@ -744,3 +744,37 @@ def test_the_urls_have_names() -> None:
     assert reverse(f"{name}_change", args=[id]) == f"{BASE}{id}/change/"
     assert reverse(f"{name}_retry", args=[id]) == f"{BASE}{id}/retry/"
     assert reverse(f"{name}_recover_many") == f"{BASE}recover/"
+
+
+def drawn(html: str, css: str) -> list[str]:
+    """What the drawings' parts of this class are entitled."""
+    return re.findall(rf'<g class="[^"]*{css}[^"]*"><title>([^<]*)</title>', html)
+
+
+def test_the_plan_and_the_history_are_drawn(operator: Client) -> None:
+    html = page(operator, one(stuck_trip()))
+    assert drawn(html, "saga-box saga-mark-stands") == ["1. Pack: stands: its compensation failed"]
+    assert drawn(html, "saga-box saga-mark-undone") == ["2. Pay: undone"]
+    assert drawn(html, "saga-box saga-mark-failed") == ["3. Leave: failed, without effect"]
+    failed = drawn(html, "saga-bar saga-mark-failed")
+    assert [text.split(", after")[0] for text in failed] == 2 * [  # wide and narrow
+        "Leave, → act, attempt 1: failed",
+        "Pack, ← compensate, attempt 1: failed",
+    ]
+
+
+@pytest.mark.parametrize(("make", "mark"), [(driven_trip, "running"), (lost_trip, "lost")])
+def test_an_attempt_in_flight_is_drawn_up_to_now(make: Any, mark: str, operator: Client) -> None:
+    html = page(operator, one(make()))
+    assert len(drawn(html, f"saga-box saga-mark-{mark}")) == 1
+    arrows = drawn(html, f"saga-bar saga-mark-{mark}")
+    assert len(arrows) == 2
+    assert all(text.startswith("Pack, → act, attempt 1: in flight") for text in arrows)
+    assert "saga-lanes" not in page(operator, one(pending_trip()))
+
+
+def test_the_mermaid_text_is_there_while_the_code_defines_the_saga(operator: Client) -> None:
+    execution = completed_trip()
+    assert "flowchart TD" in page(operator, one(execution))
+    gone = changed(execution, saga="tests.Gone")
+    assert "flowchart TD" not in page(operator, one(gone))

@@ -21,7 +21,7 @@ _MARKS = {  # of the kinds of fates
     "completed": Mark.DONE,
     "failed": Mark.FAILED,
     "unknown": Mark.UNKNOWN,
-    "lost": Mark.UNKNOWN,
+    "lost": Mark.LOST,
     "standing": Mark.TO_UNDO,
     "compensating": Mark.UNDOING,
     "undone": Mark.UNDONE,
@@ -72,7 +72,7 @@ def _in_flight(execution: SagaExecution, now: datetime) -> Attempt:
         step=execution.step,
         action=execution.action,
         number=execution.attempt,
-        mark=Mark.RUNNING if driven else Mark.UNKNOWN,
+        mark=Mark.RUNNING if driven else Mark.LOST,
         ended_at=None,
         seconds=(now - execution.updated_at).total_seconds(),
     )

@@ -19,7 +19,8 @@ class Mark(StrEnum):
     DONE = "done"
     FAILED = "failed"  # without effect
     UNKNOWN = "unknown"  # whether it had its effect
-    INTERRUPTED = "interrupted"  # lost with its driver
+    INTERRUPTED = "interrupted"  # lost with its driver, as another found
+    LOST = "lost"  # in flight when its driver was lost, and not taken over yet
     TO_UNDO = "to-undo"
     UNDOING = "undoing"
     UNDONE = "undone"
@@ -38,6 +39,7 @@ class Mark(StrEnum):
             Mark.FAILED: pgettext("saga drawing", "failed"),
             Mark.UNKNOWN: pgettext("saga drawing", "unknown"),
             Mark.INTERRUPTED: pgettext("saga drawing", "interrupted"),
+            Mark.LOST: pgettext("saga drawing", "driver lost"),
             Mark.TO_UNDO: pgettext("saga drawing", "to be undone"),
             Mark.UNDOING: pgettext("saga drawing", "being undone"),
             Mark.UNDONE: pgettext("saga drawing", "undone"),
@@ -56,6 +58,7 @@ _SIGNS = {
     Mark.FAILED: "M2.5 2.5L9.5 9.5M9.5 2.5L2.5 9.5",
     Mark.UNKNOWN: "M3.5 4a2.5 2.5 0 1 1 3.7 2.2C6.4 6.6 6 7.1 6 8M6 10.4v.3",
     Mark.INTERRUPTED: "M7.5 1L3.5 6.3h5L4.5 11",
+    Mark.LOST: "M7.5 1L3.5 6.3h5L4.5 11",
     Mark.TO_UNDO: "M4.5 1.5L2 4l2.5 2.5M2 4h5a3 3 0 0 1 0 6H5",
     Mark.UNDOING: "M8.5 2L2 6L8.5 10z",
     Mark.UNDONE: "M5 2.5L1.5 6L5 9.5M1.5 6h9",

@@ -187,7 +187,7 @@ def _legend(y: float) -> list[SafeString]:
     start = LEFT + measure(forward, 11) + 12
     return [
         label(LEFT, y, forward, "saga-quiet"),
-        label(start, y, shorten(back, WIDTH - start, 11), "saga-quiet saga-back-word"),
+        label(start, y, shorten(back, WIDTH - start, 11), "saga-quiet"),
     ]
 
 
