@@ -359,6 +359,12 @@ def test_attempts_and_waits_are_drawn_to_scale() -> None:
     ]
 
 
+def test_an_attempt_that_seems_to_begin_before_the_last_ended_is_drawn_after_it() -> None:
+    line = lay_out([(0, 10), (5, 30), (20, 25)], 412)
+    assert [round(piece.width) for piece in line.pieces] == [133, 267, 12]
+    assert line.seconds == 30
+
+
 def test_an_arrow_too_short_for_its_time_can_be_seen() -> None:
     line = lay_out([(0, 0.001), (30, 60), (60, 60)], 600)
     assert [round(piece.width) for piece in line.pieces] == [12, 288, 288, 12]
@@ -372,7 +378,7 @@ def test_a_wait_beside_which_nothing_can_be_seen_is_folded() -> None:
 
 
 def test_a_wait_between_long_attempts_is_not_folded() -> None:
-    assert not lay_out([(0, 20), (80, 100)], 400).folds
+    assert not lay_out([(0, 18), (82, 100)], 400).folds
     assert not lay_out([(0, 1), (2, 3), (4, 5)], 400).folds
 
 
