@@ -48,11 +48,9 @@ class Verb:
         return getattr(operations, self.name)  # type: ignore[no-any-return]
 
 
-_label = "saga verb"
-
 RETRY = Verb(
     "retry",
-    pgettext_lazy(_label, "Retry"),
+    pgettext_lazy("saga verb", "Retry"),
     _("Starts a failed one anew, or tries the compensation of a stuck one again."),
     verdicts.retry_verdict,
     (Verdict.ANEW, Verdict.AGAIN),
@@ -62,7 +60,7 @@ RETRY = Verb(
 )
 RECOVER = Verb(
     "recover",
-    pgettext_lazy(_label, "Recover now"),
+    pgettext_lazy("saga verb", "Recover now"),
     _("Drives on, at once, what has lost its driver."),
     verdicts.recover_verdict,
     (Verdict.ON,),
@@ -72,7 +70,7 @@ RECOVER = Verb(
 )
 CANCEL = Verb(
     "cancel",
-    pgettext_lazy(_label, "Cancel"),
+    pgettext_lazy("saga verb", "Cancel"),
     _("Undoes what is done, in reverse order, and ends it as failed."),
     verdicts.cancel_verdict,
     (Verdict.NOW, Verdict.SOON),
@@ -81,7 +79,7 @@ CANCEL = Verb(
 )
 RESUME_FORWARD = Verb(
     "resume_forward",
-    pgettext_lazy(_label, "Resume forward"),
+    pgettext_lazy("saga verb", "Resume forward"),
     _("Begins the step again at which it got stuck before it had turned back."),
     verdicts.forward_verdict,
     (Verdict.FORWARD,),
@@ -89,14 +87,14 @@ RESUME_FORWARD = Verb(
 )
 SKIP = Verb(
     "skip",
-    pgettext_lazy(_label, "Skip step"),
+    pgettext_lazy("saga verb", "Skip step"),
     _("Goes on without the act at which it stands; the reason says how you know that it may."),
     verdicts.skip_verdict,
     (Verdict.FORWARD,),
 )
 MARK_DONE = Verb(
     "mark_done",
-    pgettext_lazy(_label, "Mark step done"),
+    pgettext_lazy("saga verb", "Mark step done"),
     _("Somebody did by hand what the step was to do, or undid it."),
     verdicts.by_hand_verdict,
     (Verdict.NOW, Verdict.AGAIN),
@@ -104,7 +102,7 @@ MARK_DONE = Verb(
 )
 EDIT_CONTEXT = Verb(
     "edit_context",
-    pgettext_lazy(_label, "Edit context"),
+    pgettext_lazy("saga verb", "Edit context"),
     _("Puts another context in the place of the stored one, if the saga allows that."),
     verdicts.by_hand_verdict,
     (Verdict.NOW, Verdict.AGAIN),
@@ -112,14 +110,14 @@ EDIT_CONTEXT = Verb(
 )
 RELEASE = Verb(
     "release",
-    pgettext_lazy(_label, "Release lease"),
+    pgettext_lazy("saga verb", "Release lease"),
     _("Takes the lease from a driver that is known to be dead; recovery goes on at once."),
     verdicts.release_verdict,
     (Verdict.DRIVEN,),
 )
 RESOLVE = Verb(
     "resolve",
-    pgettext_lazy(_label, "Resolve"),
+    pgettext_lazy("saga verb", "Resolve"),
     _("Closes a stuck one: you acknowledge each effect that stands."),
     verdicts.resolve_verdict,
     (Verdict.AGAIN,),
@@ -127,7 +125,7 @@ RESOLVE = Verb(
 )
 ABANDON = Verb(
     "abandon",
-    pgettext_lazy(_label, "Abandon"),
+    pgettext_lazy("saga verb", "Abandon"),
     _("Ends it where it stands, with nothing compensated."),
     verdicts.abandon_verdict,
     (Verdict.NOW,),
