@@ -77,6 +77,11 @@ def overdue() -> Q:
     return undriven() & left
 
 
+def needs_attention() -> Q:
+    """Failed or stuck, and not dealt with; or left without a driver."""
+    return unsettled() | overdue()
+
+
 def _case(*cases: When, otherwise: Verdict) -> Case:
     return Case(*cases, default=Value(otherwise.value), output_field=models.CharField())
 

@@ -21,10 +21,10 @@ from django.utils.translation import gettext as _
 
 from django_saga.admin.acting import perform, preview, summary
 from django_saga.admin.changelist import uuid_of
-from django_saga.admin.story import will_run
 from django_saga.backends import get_backend
 from django_saga.models import SagaExecution
 from django_saga.operations import RETRY, Verb
+from django_saga.story import will_run
 from django_saga.verdicts import DatabaseNow
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from django.utils.translation import gettext as _
 from django_saga import registry
 from django_saga.admin.drawn import drawings
 from django_saga.admin.formats import JSON_LIMIT, pretty, span, status_badge
-from django_saga.admin.story import comes_next, fates, happened
 from django_saga.exceptions import UnknownSaga
 from django_saga.models import SagaExecution, SagaStepRecord
+from django_saga.story import comes_next, fates, happened
 
 if TYPE_CHECKING:
     from django.db.models import QuerySet

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin
 from django.contrib.admin.views.main import SEARCH_VAR
-from django.db.models import F, Q, QuerySet
+from django.db.models import F, QuerySet
 from django.http import HttpRequest, QueryDict
 from django.utils.translation import gettext_lazy as _
 
 from django_saga import registry
 from django_saga.models import SagaExecution
-from django_saga.verdicts import overdue, stands_at, unsettled
+from django_saga.verdicts import needs_attention, overdue, stands_at
 
 if TYPE_CHECKING:
     from django.contrib.admin.views.main import ChangeList
@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 Executions = QuerySet[SagaExecution]
 Status = SagaExecution.Status
 SAMPLE = 500  # of the newest failures, from which choices are taken
-
-
-def needs_attention() -> Q:
-    """Failed or stuck, and not dealt with; or left without a driver."""
-    return unsettled() | overdue()
 
 
 class StatusFilter(admin.SimpleListFilter):

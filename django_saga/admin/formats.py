@@ -5,33 +5,16 @@ from __future__ import annotations
 import json
 import re
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
-from django.utils.translation import gettext as _
 
 from django_saga.models import SagaExecution
+from django_saga.spans import span as span
 
 JSON_LIMIT = 100_000  # characters of a context that a page shows
-
-
-def span(time: timedelta | float | None) -> str:
-    """A length of time in at most two units; numbers are seconds."""
-    if time is None:
-        return ""
-    seconds = time.total_seconds() if isinstance(time, timedelta) else time
-    if seconds < 10:
-        return _("%(n)s s") % {"n": f"{max(seconds, 0):.2g}"}
-    if seconds < 60:
-        return _("%(n)s s") % {"n": int(seconds)}
-    minutes, hours, days = (int(seconds // size) for size in (60, 3600, 86400))
-    if hours < 1:
-        return _("%(n)s m") % {"n": minutes}
-    if days < 1:
-        return _("%(h)s h %(m)s m") % {"h": hours, "m": minutes % 60}
-    return _("%(d)s d %(h)s h") % {"d": days, "h": hours % 24}
 
 
 def badge(kind: str, text: Any) -> SafeString:

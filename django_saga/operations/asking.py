@@ -32,6 +32,8 @@ class Asked(TypedDict, total=False):
 
     user: Operator | None
     """Whose permissions count; None: code, that may do all."""
+    user_name: str
+    """Who it is where there is no user: the one at the shell, for example."""
     reason: str
     """For the audit table; what is done by force is refused without one."""
     source: str
@@ -94,6 +96,16 @@ def name_of(user: Operator | None) -> str:
     return str(get()) if get else str(user or "")
 
 
+def who(asked: Asked) -> str:
+    """Who asks, by name; else where it was asked."""
+    return _name(asked) or asked.get("source", "code")
+
+
+def _name(asked: Asked) -> str:
+    user = asked.get("user")
+    return name_of(user) if user is not None else asked.get("user_name", "")
+
+
 def _hook() -> Callable[[Operator, str, SagaExecution], bool] | None:
     hook = conf.AUTHORIZE
     try:
@@ -107,7 +119,7 @@ def _entry(verb: str, asked: Asked, about: dict[str, Any]) -> SagaAuditEntry:
     return SagaAuditEntry(
         verb=verb,
         user_id=str(getattr(user, "pk", None) or ""),
-        user_name=name_of(user)[:255],
+        user_name=_name(asked)[:255],
         source=asked.get("source", "code"),
         result=SagaAuditEntry.Result.DONE,
         batch_id=asked.get("batch_id"),

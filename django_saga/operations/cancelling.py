@@ -11,7 +11,7 @@ from django_saga import interventions
 from django_saga.exceptions import LeaseLost
 from django_saga.machine import ACTIVE, StepRules, Transition
 from django_saga.models import SagaAuditEntry, SagaExecution
-from django_saga.operations.asking import Asked, name_of
+from django_saga.operations.asking import Asked, who
 from django_saga.operations.executing import change, operate
 from django_saga.operations.verbs import CANCEL, RELEASE
 from django_saga.storage import DjangoSagaStorage
@@ -63,5 +63,4 @@ def release(saga_id: UUID | str, **asked: Unpack[Asked]) -> SagaExecution:
 
 def _by(asked: Asked) -> str:
     """The reason as the execution's error tells it."""
-    who = name_of(asked.get("user")) or asked.get("source", "code")
-    return f"by {who}: {asked.get('reason', '')}"
+    return f"by {who(asked)}: {asked.get('reason', '')}"

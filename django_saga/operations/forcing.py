@@ -12,7 +12,7 @@ from django_saga.conf import conf
 from django_saga.exceptions import SagaError
 from django_saga.machine import State, StepRules, Transition, standing
 from django_saga.models import SagaAuditEntry, SagaExecution
-from django_saga.operations.asking import Asked, name_of
+from django_saga.operations.asking import Asked, who
 from django_saga.operations.executing import change, name, operate
 from django_saga.operations.verbs import (
     ABANDON,
@@ -98,8 +98,7 @@ def abandon(saga_id: UUID | str, confirm: str, **asked: Unpack[Asked]) -> SagaEx
 
     ``confirm`` is its id once more: what stands, stands from then on.
     """
-    who = name_of(asked.get("user")) or asked.get("source", "code")
-    why = f"Abandoned by {who}: {asked.get('reason', '')}"
+    why = f"Abandoned by {who(asked)}: {asked.get('reason', '')}"
 
     def ended(claim: Claim) -> Transition:
         return interventions.abandon(claim.state, why, StepRules(atomic=claim.state.atomic))

@@ -10,9 +10,9 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from django_saga import machine
-from django_saga.admin.formats import span
 from django_saga.machine import Action, Effect, Outcome, State
 from django_saga.models import SagaExecution
+from django_saga.spans import span
 from django_saga.verdicts import Verdict
 
 Status = SagaExecution.Status
