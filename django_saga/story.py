@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from django.db.models import Count, Sum
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
@@ -181,6 +182,15 @@ def fates(
                 )
             )
     return rows
+
+
+def attempts(records: Any) -> dict[tuple[str, str], tuple[int, float]]:
+    """How many attempts each action of each step took, and how many seconds, of its records."""
+    rows = records.order_by().values_list("step", "action")
+    return {
+        (step, action): (number, seconds or 0.0)
+        for step, action, number, seconds in rows.annotate(n=Count("pk"), s=Sum("duration"))
+    }
 
 
 def _fate(state: State, step: str, effect: Effect | None, acts: int) -> tuple[str, str]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from django.contrib.admin.models import LogEntry
 from django.contrib.contenttypes.models import ContentType
-from django.db.models import Count, Sum
 from django.http import HttpRequest
 from django.utils.timezone import is_aware, localtime
 from django.utils.translation import gettext as _
@@ -17,7 +16,7 @@ from django_saga.admin.drawn import drawings
 from django_saga.admin.formats import JSON_LIMIT, pretty, span, status_badge
 from django_saga.exceptions import UnknownSaga
 from django_saga.models import SagaExecution, SagaStepRecord
-from django_saga.story import comes_next, fates, happened
+from django_saga.story import attempts, comes_next, fates, happened
 
 if TYPE_CHECKING:
     from django.db.models import QuerySet
@@ -33,7 +32,7 @@ def context_of(request: HttpRequest, execution: SagaExecution) -> dict[str, Any]
     rows = SagaExecution.objects.using(alias).only("id", "saga", "status", "created_at")
     retries = list(rows.filter(retry_of=execution).order_by("created_at")[:OTHERS])
     records = SagaStepRecord.objects.using(alias).filter(execution=execution)
-    plan = fates(execution, now, _attempts(records))
+    plan = fates(execution, now, attempts(records))
     history = _history(request, records)
     return {
         "execution": execution,
@@ -74,14 +73,6 @@ def _undefined(execution: SagaExecution) -> str:
     except UnknownSaga as error:
         return str(error)
     return ""
-
-
-def _attempts(records: QuerySet[SagaStepRecord]) -> dict[tuple[str, str], tuple[int, float]]:
-    rows = records.order_by().values_list("step", "action")
-    return {
-        (step, action): (number, seconds or 0.0)
-        for step, action, number, seconds in rows.annotate(n=Count("pk"), s=Sum("duration"))
-    }
 
 
 def _history(request: HttpRequest, records: QuerySet[SagaStepRecord]) -> dict[str, Any]:

@@ -1,0 +1,55 @@
+"""Which executions the options choose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db.models import Q, QuerySet
+
+from django_saga.models import SagaExecution
+from django_saga.operations import Verb
+from django_saga.storage import DjangoSagaStorage
+from django_saga.verdicts import needs_attention, overdue, stands_at
+
+Executions = QuerySet[SagaExecution]
+Status = SagaExecution.Status
+FILTERS = ("status", "saga", "step", "group")
+
+_ACTIVE = (Status.PENDING, Status.RUNNING, Status.COMPENSATING)
+# Where each verb can be possible at all, so that a partial index finds them.
+_WHERE = {"retry": (Status.FAILED, Status.STUCK), "resume_forward": (Status.STUCK,)}
+
+
+def all_executions() -> Executions:
+    """Where they are driven, never a replica."""
+    return SagaExecution.objects.using(DjangoSagaStorage().alias)
+
+
+def filtered(options: dict[str, Any], *, default: str) -> Executions:
+    """Those that the filters choose; ``default`` is the status where none is given."""
+    rows = all_executions().filter(_status(options["status"] or default))
+    if options["saga"]:
+        rows = rows.filter(saga=options["saga"])
+    if options["group"]:
+        rows = rows.filter(failure_group=options["group"])
+    if options["step"]:
+        rows = rows.alias(at=stands_at()).filter(at=options["step"])
+    return rows
+
+
+def possible(verb: Verb, options: dict[str, Any]) -> Executions:
+    """Those of them to which the verb can be done now, oldest first."""
+    rows = filtered(options, default="all").filter(status__in=_WHERE.get(verb.name, _ACTIVE))
+    able = rows.annotate(verdict=verb.verdict()).filter(verdict__in=verb.possible)
+    return able.order_by("created_at", "pk")
+
+
+def _status(status: str) -> Q:
+    match status:
+        case "attention":
+            return needs_attention()
+        case "overdue":
+            return overdue()
+        case "all":
+            return Q()
+    return Q(status=status)

@@ -1,0 +1,78 @@
+"""Rows as documents with stable keys, for commands and exports. Texts and contexts are masked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from django.db.models import Model
+
+from django_saga.models import SagaExecution
+
+Document = dict[str, Any]
+
+# All of an execution but what is long: the plan, the effects and the contexts.
+EXECUTION = (
+    *("id", "saga", "status", "step", "action", "attempt", "failures", "in_flight", "failed_step"),
+    *(
+        "error_type",
+        "error_message",
+        "stuck_reason",
+        "cancel_reason",
+        "failure_group",
+        "recoveries",
+    ),
+    *("retry_of_id", "driver", "token", "created_at", "updated_at", "finished_at", "settled_at"),
+    *("wake_at", "lease_until", "grace_until"),
+)
+RECORD = (
+    *("step", "action", "attempt", "outcome", "error_type", "error_message", "duration", "changes"),
+    *("driver", "token", "created_at"),
+)
+AUDIT = (
+    *("id", "at", "user_name", "source", "verb", "result", "saga", "step", "execution_id"),
+    *("batch_id", "reason", "detail"),
+)
+GROUP = (
+    *("id", "saga", "step", "action", "outcome", "error_type", "frame", "message", "first_seen"),
+    *("note", "muted_until"),
+)
+PAUSE = ("saga", "step", "reason", "user_name", "created_at")
+
+_TOLD = {"error_message", "stuck_reason", "cancel_reason", "message", "reason", "detail", "changes"}
+MASK = "********"
+
+
+def document(row: Model, keys: Iterable[str]) -> Document:
+    """These columns of a row; times as ISO 8601, ids as texts."""
+    return {key: _value(key, getattr(row, key)) for key in keys}
+
+
+def _value(key: str, value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, UUID):
+        return str(value)
+    return told(value) if key in _TOLD and isinstance(value, str) else value
+
+
+def told(text: str) -> str:
+    """A text from outside, without what looks like a secret."""
+    return text
+
+
+def context_of(execution: SagaExecution) -> Any:
+    """The stored context with its secrets masked, as JSON has it."""
+    try:
+        return _hidden(json.loads(execution.context))
+    except ValueError:
+        return MASK
+
+
+def _hidden(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _hidden(inner) for key, inner in value.items()}
+    return MASK

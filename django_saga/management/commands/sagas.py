@@ -1,0 +1,91 @@
+"""The operator's console at the shell: what the admin shows and does, with the same reach."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import nullcontext, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from django.core.exceptions import PermissionDenied
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import DatabaseError
+
+from django_saga import doctor
+from django_saga.console import acting, reading
+from django_saga.console.arguments import add_arguments
+from django_saga.console.asking import USAGE
+from django_saga.console.telling import result_line, tell
+from django_saga.documents import Document
+from django_saga.exceptions import SagaError
+from django_saga.operations import VERBS
+
+READERS = {
+    "list": reading.listed,
+    "show": reading.shown,
+    "groups": reading.groups,
+    "pauses": reading.pauses,
+    "audit": reading.audit,
+    "doctor": doctor.report,
+}
+
+
+class Command(BaseCommand):
+    help = (
+        "See and operate sagas. Exit status: 0 done; 1 something was refused, failed or is amiss; "
+        "2 wrong usage."
+    )
+    requires_system_checks = []  # the doctor tells of them, too
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        add_arguments(parser)
+
+    def handle(self, *, subcommand: str, **options: Any) -> None:
+        self.json = options["json"]
+        # What handlers print that are driven here is no part of the document.
+        quiet = redirect_stdout(sys.stderr) if self.json else nullcontext()
+        try:
+            with quiet:
+                document = self._answer(subcommand, options)
+        except (SagaError, PermissionDenied, DatabaseError) as error:
+            raise CommandError(str(error)) from error
+        if self.json:
+            self.stdout.write(json.dumps(document))
+        else:
+            for line in tell(subcommand, document):
+                self.stdout.write(line)
+        if why := _amiss(document):
+            raise CommandError(why)
+
+    def _answer(self, subcommand: str, options: dict[str, Any]) -> Document:
+        if subcommand in READERS:
+            return READERS[subcommand](options)
+        if subcommand in ("pause", "resume"):
+            return acting.act_on_saga(subcommand, options)
+        if "file" in options:
+            options["context"] = _read(options["file"])
+        return acting.act(VERBS[subcommand.replace("-", "_")], options, self._say)
+
+    def _say(self, result: Document) -> None:
+        if not self.json:
+            self.stdout.write(result_line(result))
+            self.stdout.flush()
+
+
+def _amiss(document: Document) -> str:
+    """Why the exit status is 1; empty where all is well."""
+    if document.get("worst") == "error":
+        return "Something is wrong."
+    if document.get("result") == "refused":
+        return "It was refused."
+    if bad := document.get("refused", 0) + document.get("failed", 0):
+        return f"{bad} refused or failed."
+    return ""
+
+
+def _read(file: str) -> str:
+    try:
+        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise CommandError(f"{file} cannot be read: {error}", returncode=USAGE) from error
