@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from django_saga.admin.audit import SagaAuditEntryAdmin
 from django_saga.admin.executions import SagaExecutionAdmin
+from django_saga.admin.pauses import SagaPauseAdmin
 
-__all__ = ["SagaExecutionAdmin"]
+__all__ = ["SagaAuditEntryAdmin", "SagaExecutionAdmin", "SagaPauseAdmin"]
