@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from django.db.models import Model
 
+from django_saga import registry
+from django_saga.exceptions import SagaError
+from django_saga.masking import mask_json, mask_text
 from django_saga.models import SagaExecution
 
 Document = dict[str, Any]
@@ -42,8 +46,7 @@ GROUP = (
 )
 PAUSE = ("saga", "step", "reason", "user_name", "created_at")
 
-_TOLD = {"error_message", "stuck_reason", "cancel_reason", "message", "reason", "detail", "changes"}
-MASK = "********"
+_TOLD = {"error_message", "stuck_reason", "cancel_reason", "message", "reason", "detail"}
 
 
 def document(row: Model, keys: Iterable[str]) -> Document:
@@ -56,23 +59,29 @@ def _value(key: str, value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, UUID):
         return str(value)
-    return told(value) if key in _TOLD and isinstance(value, str) else value
-
-
-def told(text: str) -> str:
-    """A text from outside, without what looks like a secret."""
-    return text
+    return mask_text(value) if key in _TOLD and isinstance(value, str) else value
 
 
 def context_of(execution: SagaExecution) -> Any:
-    """The stored context with its secrets masked, as JSON has it."""
+    """The stored context with its secrets masked, as JSON has it; a text where it is none."""
+    masked = mask_json(execution.context, _sensitive(execution))
     try:
-        return _hidden(json.loads(execution.context))
-    except ValueError:
-        return MASK
+        return json.loads(masked)
+    except (ValueError, RecursionError):
+        return masked
 
 
-def _hidden(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _hidden(inner) for key, inner in value.items()}
-    return MASK
+def _sensitive(execution: SagaExecution) -> Collection[str]:
+    """The fields that are marked as sensitive; all, where the code cannot tell any more."""
+    try:
+        return registry.find_saga(execution.saga).definition.codec.sensitive
+    except SagaError:
+        return list(_fields(execution.context))
+
+
+def _fields(context: str) -> dict[str, Any]:
+    with suppress(ValueError, RecursionError):
+        fields = json.loads(context)
+        if isinstance(fields, dict):
+            return fields
+    return {}

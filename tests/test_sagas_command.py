@@ -478,3 +478,18 @@ def test_exit_statuses_of_the_process(child_environment: dict[str, str]) -> None
     assert run("show", missing, "--json") == (1, "")
     assert run("retry", "--json") == (2, "")
     assert run("list", "--user", "nobody")[0] == 2
+
+
+def test_secrets_are_shown_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = "hunter22hunter"
+    failed = failed_trip()
+    context = json.dumps({"traveller": "Ada", "api_key": secret})
+    texts = {"error_message": f"password={secret}", "stuck_reason": f"token={secret}"}
+    changed(failed, context=context, **texts)
+    SagaFailureGroup.objects.update(message=f"password={secret}")
+    said("retry", failed.pk, "--reason", f"password={secret}")
+    for what in (["list", "--status", "all"], ["show", failed.pk, "--context"], ["audit"]):
+        assert secret not in said(*what)
+        assert secret not in said(*what, "--json")
+    changed(failed, saga="gone.Saga")
+    assert set(answer("show", failed.pk, "--context")["context"].values()) == {"********"}

@@ -9,10 +9,10 @@ from typing import Any
 from django_saga import registry
 from django_saga.admin.drawings import Attempt, Mark, PlanStep, lanes_svg, plan_svg
 from django_saga.admin.drawings.lanes import NARROW, WIDE
-from django_saga.admin.story import StepFate
 from django_saga.diagrams import flowchart
 from django_saga.exceptions import UnknownSaga
 from django_saga.models import SagaExecution, SagaStepRecord
+from django_saga.story import StepFate
 
 _MARKS = {  # of the kinds of fates
     "ahead": Mark.PLANNED,

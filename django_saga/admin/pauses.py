@@ -26,6 +26,7 @@ from django_saga.models import SagaPause
 from django_saga.operations import pause, resume
 from django_saga.operations.pausing import PERMISSION
 from django_saga.storage import DjangoSagaStorage
+from django_saga.texts import told
 
 if TYPE_CHECKING:
     _Admin = admin.ModelAdmin[SagaPause]
@@ -198,7 +199,7 @@ class SagaPauseAdmin(_Admin):
         try:
             self.message_user(request, work(form.cleaned_data["reason"]), messages.SUCCESS)
         except SagaError as error:
-            self.message_user(request, str(error), messages.ERROR)
+            self.message_user(request, told(error), messages.ERROR)
         return HttpResponseRedirect(self._url("changelist"))
 
     def _url(self, page: str, *args: Any) -> str:

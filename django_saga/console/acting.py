@@ -22,7 +22,7 @@ from django_saga.exceptions import SagaError, StorageUnavailable
 from django_saga.models import SagaExecution
 from django_saga.operations import Verb, pause, resume
 from django_saga.operations.asking import permit
-from django_saga.texts import said_by
+from django_saga.texts import told, traced
 from django_saga.verdicts import Verdict
 
 logger = logging.getLogger("django_saga.console")
@@ -92,10 +92,10 @@ def _do(verb: Verb, given: dict[str, Any]) -> Document:
     except (StorageUnavailable, OperationalError):
         raise
     except (SagaError, PermissionDenied) as error:
-        return _result(given, REFUSED, str(error))
+        return _result(given, REFUSED, told(error))
     except Exception as error:
-        logger.exception("%s of saga execution %s failed", verb.name, given["saga_id"])
-        return _result(given, FAILED, f"{type(error).__name__}: {said_by(error)}")
+        logger.error("%s of %s failed\n%s", verb.name, given["saga_id"], traced(error))
+        return _result(given, FAILED, f"{type(error).__name__}: {told(error)}")
     return {
         **_result(given, DONE, ""),
         "saga": execution.saga,
@@ -135,7 +135,7 @@ def act_on_saga(what: str, options: dict[str, Any]) -> Document:
     except StorageUnavailable:
         raise
     except (SagaError, PermissionDenied) as error:
-        result, says = REFUSED, str(error)
+        result, says = REFUSED, told(error)
     return {
         "verb": what,
         "dry_run": dry,

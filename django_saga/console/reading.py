@@ -20,6 +20,7 @@ from django_saga.documents import (
     document,
 )
 from django_saga.machine import standing
+from django_saga.masking import mask_text
 from django_saga.models import SagaAuditEntry, SagaExecution, SagaFailureGroup, SagaPause
 from django_saga.operations import VERBS
 from django_saga.operations.asking import audited
@@ -52,7 +53,7 @@ def shown(options: dict[str, Any]) -> Document:
     retries = all_executions().filter(retry_of=execution).only(*EXECUTION)[:OTHERS]
     found = {
         "execution": document(execution, EXECUTION),
-        "happened": happened(execution, now),
+        "happened": mask_text(happened(execution, now)),
         "next": comes_next(execution, now, bool(retries)),
         "possible": _possible(execution),
         "standing": [effect.step for effect in standing(execution.state)],

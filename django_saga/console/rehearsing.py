@@ -21,6 +21,7 @@ from django_saga.operations.asking import authorize, permit
 from django_saga.operations.executing import _refusal, read
 from django_saga.storage import DjangoSagaStorage
 from django_saga.story import will_run
+from django_saga.texts import told
 from django_saga.verdicts import Verdict
 
 POSSIBLE, REFUSED = "possible", "refused"
@@ -48,7 +49,7 @@ def rehearse(verb: Verb, given: dict[str, Any]) -> Document:
     except StorageUnavailable:
         raise
     except (SagaError, PermissionDenied) as error:
-        return {**found, "result": REFUSED, "says": str(error)}
+        return {**found, "result": REFUSED, "says": told(error)}
     says = will_run(before, before.verdict) or str(verb.help)
     return {**found, "result": POSSIBLE, "would_be": after.status, "says": says}
 

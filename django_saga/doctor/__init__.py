@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,11 +9,9 @@ from django.utils.translation import gettext as _
 
 from django_saga.doctor import configuration, database, executions, queue
 from django_saga.doctor.finding import LEVELS, Finding, Level
-from django_saga.texts import said_by
+from django_saga.texts import told
 
 __all__ = ["LEVELS", "Finding", "Level", "examine", "report"]
-
-logger = logging.getLogger("django_saga.doctor")
 
 Examination = Callable[[], Iterator[Finding]]
 
@@ -61,9 +58,8 @@ def _examined(examination: Examination) -> list[Finding]:
     try:
         return list(examination())
     except Exception as error:
-        logger.debug("An examination failed", exc_info=True)
         what = _("It could not be examined: %(type)s: %(error)s") % {
             "type": type(error).__name__,
-            "error": said_by(error),
+            "error": told(error),
         }
         return [Finding(examination.__name__, "error", what, _("Mend that first."))]

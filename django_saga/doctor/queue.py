@@ -12,7 +12,7 @@ from django_saga.backends import get_backend
 from django_saga.conf import conf
 from django_saga.doctor.finding import Finding
 from django_saga.exceptions import SagaError
-from django_saga.texts import said_by
+from django_saga.texts import told
 
 
 def backend() -> Iterator[Finding]:
@@ -20,7 +20,7 @@ def backend() -> Iterator[Finding]:
     try:
         queues = get_backend().queues
     except SagaError as error:
-        yield Finding("backend", "error", str(error), _("Mend DJANGO_SAGA, or RQ_QUEUES."))
+        yield Finding("backend", "error", told(error), _("Mend DJANGO_SAGA, or RQ_QUEUES."))
         return
     if not queues:
         text = _("Sagas are driven in the process that starts them, and by recover_sagas.")
@@ -42,7 +42,7 @@ def _rq() -> Iterator[Finding]:
     try:
         connection.ping()
     except RedisError as error:
-        what = _("Redis does not answer: %(error)s") % {"error": said_by(error)}
+        what = _("Redis does not answer: %(error)s") % {"error": told(error)}
         todo = _("Nothing is lost: recover_sagas hands over again once it answers.")
         yield Finding("redis", "error", what, todo)
         return

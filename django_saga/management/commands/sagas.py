@@ -20,6 +20,7 @@ from django_saga.console.telling import result_line, tell
 from django_saga.documents import Document
 from django_saga.exceptions import SagaError
 from django_saga.operations import VERBS
+from django_saga.texts import told
 
 READERS = {
     "list": reading.listed,
@@ -49,7 +50,7 @@ class Command(BaseCommand):
             with quiet:
                 document = self._answer(subcommand, options)
         except (SagaError, PermissionDenied, DatabaseError) as error:
-            raise CommandError(str(error)) from error
+            raise CommandError(told(error)) from error
         if self.json:
             self.stdout.write(json.dumps(document))
         else:
