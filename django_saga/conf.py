@@ -16,6 +16,8 @@ DEFAULTS: dict[str, Any] = {
     "INLINE_WAIT": 5.0,  # seconds that a driver sleeps through rather than hand over
     "MAX_RECOVERIES": 5,  # takeovers without progress before an execution is STUCK
     "CONTAINER": None,  # dotted path of an object with resolve(type), sync or async
+    "RECOVERY_LATE": 300.0,  # seconds since the latest sweep from which recovery is late
+    "ALERTS": {},  # WEBHOOK, EMAIL, FAILURES, SITE: who is told of what, and how
     "AUTHORIZE": None,  # callable(user, verb, execution) -> bool, or its dotted path
     "CONTEXT_LIMIT": 1_000_000,  # bytes of stored context
     "ERROR_LIMIT": 2_000,  # characters of a stored error message
@@ -26,6 +28,7 @@ _RANGES = {
     "LEASE": (0.1, 86_400),
     "INLINE_WAIT": (0, 86_400),
     "MAX_RECOVERIES": (0, 1_000_000),
+    "RECOVERY_LATE": (1, 31_536_000),
     "CONTEXT_LIMIT": (100, 1_000_000_000),
     "ERROR_LIMIT": (100, 1_000_000),
     "TRACEBACK_LIMIT": (0, 10_000_000),
@@ -41,6 +44,8 @@ class Settings:
     INLINE_WAIT: float
     MAX_RECOVERIES: int
     CONTAINER: Any
+    RECOVERY_LATE: float
+    ALERTS: dict[str, Any]
     AUTHORIZE: Any
     CONTEXT_LIMIT: int
     ERROR_LIMIT: int

@@ -39,6 +39,7 @@ from django_saga.exceptions import (
     SagaNotFound,
     SagaPaused,
 )
+from django_saga.heartbeats import beat
 from django_saga.recovery import recover_saga, sweep
 from django_saga.saga import Saga
 from django_saga.texts import shown, told
@@ -102,6 +103,7 @@ def sweep_sagas() -> None:
     """One sweep of recovery, as a job for ``rqcron``; register it with ``job_timeout=-1``."""
     close_old_connections()
     try:
+        beat()
         for recovered in sweep():
             logger.info("%s: %s", recovered.saga_id, recovered.status)
     finally:

@@ -23,6 +23,7 @@ from django_saga import registry
 from django_saga.backends import get_backend
 from django_saga.conf import conf
 from django_saga.exceptions import SagaError, StorageUnavailable
+from django_saga.heartbeats import beat
 from django_saga.machine import Status
 from django_saga.recovery import Recovered, sweep
 from django_saga.saga import default_storage
@@ -133,6 +134,8 @@ class Command(BaseCommand):
 
     def _sweep(self, stop: Stop) -> Tally:
         tally = Tally()
+        if self.options["saga"] is None:
+            beat(every=self.options["watch"])
         found = sweep(
             limit=self.options["limit"],
             saga=self.options["saga"],
