@@ -55,6 +55,9 @@ def pages() -> dict[str, Any]:
         pk = SagaExecution.objects.filter(**which).values_list("pk", flat=True)[0]
         return reverse("admin:django_saga_sagaexecution_change", args=[pk])
 
+    def group() -> str:
+        return SagaFailureGroup.objects.values_list("pk", flat=True)[0]
+
     return {
         "list": lambda: changelist("sagaexecution"),
         "list of all": lambda: changelist("sagaexecution", "?status=all"),
@@ -64,6 +67,10 @@ def pages() -> dict[str, Any]:
         "search": lambda: changelist("sagaexecution", f"?q={one(status='STUCK').split('/')[-3]}"),
         "stuck one": lambda: one(status="STUCK"),
         "completed one": lambda: one(status="COMPLETED"),
+        "groups": lambda: changelist("sagafailuregroup"),
+        "one group": lambda: reverse("admin:django_saga_sagafailuregroup_change", args=[group()]),
+        "list of a group": lambda: changelist("sagaexecution", f"?group={group()}&status=all"),
+        "what is unsettled": lambda: changelist("sagaexecution", "?status=unsettled"),
         "running one": lambda: one(status="RUNNING"),
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from django_saga.admin.audit import SagaAuditEntryAdmin
 from django_saga.admin.executions import SagaExecutionAdmin
+from django_saga.admin.groups import SagaFailureGroupAdmin
 from django_saga.admin.pauses import SagaPauseAdmin
 
-__all__ = ["SagaAuditEntryAdmin", "SagaExecutionAdmin", "SagaPauseAdmin"]
+__all__ = ["SagaAuditEntryAdmin", "SagaExecutionAdmin", "SagaFailureGroupAdmin", "SagaPauseAdmin"]

@@ -22,7 +22,13 @@ from django.utils.translation import gettext_lazy as _
 from django_saga.admin import detail
 from django_saga.admin.changelist import ExecutionChangeList, OpenPaginator, page_of, uuid_of
 from django_saga.admin.confirming import Confirming
-from django_saga.admin.filters import ErrorFilter, SagaFilter, StatusFilter, StepFilter
+from django_saga.admin.filters import (
+    ErrorFilter,
+    GroupFilter,
+    SagaFilter,
+    StatusFilter,
+    StepFilter,
+)
 from django_saga.admin.formats import badge, moment, name, span, status_badge
 from django_saga.admin.jobs import find_job, has_jobs
 from django_saga.models import SagaExecution
@@ -44,7 +50,7 @@ class SagaExecutionAdmin(Confirming, _Admin):
 
     list_display = ("status_shown", "saga_shown", "step_shown", "error_shown", "age", "took")
     list_display_links = ("saga_shown",)
-    list_filter = (StatusFilter, SagaFilter, StepFilter, ErrorFilter)
+    list_filter = (StatusFilter, GroupFilter, SagaFilter, StepFilter, ErrorFilter)
     list_per_page = 50
     list_max_show_all = 0
     search_fields = ("pk",)

@@ -12,7 +12,7 @@ from django.http import HttpRequest, QueryDict
 from django.utils.translation import gettext_lazy as _
 
 from django_saga import registry
-from django_saga.models import SagaExecution
+from django_saga.models import SagaExecution, SagaFailureGroup
 from django_saga.verdicts import needs_attention, overdue, stands_at
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class StatusFilter(admin.SimpleListFilter):
         return [
             ("all", _("all")),
             ("overdue", _("without a driver")),
+            ("unsettled", _("not dealt with")),
             *((status.value, status.label) for status in reversed(Status)),
         ]
 
@@ -45,6 +46,8 @@ class StatusFilter(admin.SimpleListFilter):
         value = self.value()
         if value == "overdue":
             return queryset.filter(overdue())
+        if value == "unsettled":
+            return queryset.filter(unsettled())
         if value in Status.values:
             return queryset.filter(status=value)
         if value is None and not self.searches:
@@ -126,6 +129,29 @@ class ErrorFilter(_ValueFilter):
 
     def values(self, request: HttpRequest, model_admin: Any) -> set[str]:
         return {error for saga, error in recent_failures(request, model_admin)}
+
+
+class GroupFilter(admin.SimpleListFilter):
+    """By failure group: those of it that nobody has dealt with, whatever else is asked for."""
+
+    title = _("failure group")
+    parameter_name = "group"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        # Shown only while one is chosen: the way there is the page of the groups.
+        value = self.value()
+        if not value or "\0" in value:
+            return [("", "")] if value else []
+        rows = SagaFailureGroup.objects.using(model_admin.get_queryset(request).db)
+        return [(value, str(rows.filter(pk=value).first() or value))]
+
+    def queryset(self, request: HttpRequest, queryset: Executions) -> Executions | None:
+        value = self.value()
+        if not value:
+            return None
+        if "\0" in value:  # PostgreSQL refuses to look for it
+            return queryset.none()
+        return queryset.filter(unsettled(), failure_group=value)
 
 
 def without_step(query: str) -> str:

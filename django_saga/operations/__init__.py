@@ -17,6 +17,7 @@ from django_saga.operations.forcing import (
     resume_forward,
     skip,
 )
+from django_saga.operations.noting import mute, note
 from django_saga.operations.pausing import pause, resume
 from django_saga.operations.retrying import recover, retry
 from django_saga.operations.verbs import BULK, RECOVER, RETRY, VERBS, Verb
@@ -33,6 +34,8 @@ __all__ = [
     "cancel",
     "edit_context",
     "mark_done",
+    "mute",
+    "note",
     "pause",
     "recover",
     "release",
