@@ -54,6 +54,9 @@ class Backend(ABC):
     def send(self, saga: Saga[Any], saga_id: UUID, delay: float) -> None:
         """Tell whoever drives; may raise."""
 
+    def send_batch(self, batch_id: UUID) -> None:  # noqa: B027
+        """Tell a worker to work on a batch; may raise. By default ``recover_sagas`` alone does."""
+
 
 class InProcessBackend(Backend):
     """Drives at once, where it was called; what has to wait is left to ``recover_sagas``."""

@@ -29,7 +29,10 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 from rq.utils import decode_redis_hash
 
+from django_saga import batches
 from django_saga.backends import Backend
+from django_saga.batches.creating import ring
+from django_saga.batches.driving import is_running
 from django_saga.conf import conf
 from django_saga.exceptions import (
     InvalidSettings,
@@ -47,6 +50,9 @@ from django_saga.texts import shown, told
 logger = logging.getLogger("django_saga.rq")
 
 ENTRY_POINT = "django_saga.rq.run_saga"  # stored in jobs: it keeps its name for ever
+BATCH_ENTRY_POINT = "django_saga.rq.run_batch"  # as does this one
+ENTRY_POINTS = (ENTRY_POINT, BATCH_ENTRY_POINT)
+BATCH_SECONDS = 15.0  # that one job works on a batch; other jobs may have to wait meanwhile
 RESULT_TTL = 300  # seconds that a job stays in Redis once it has ended
 FAILURE_TTL = 86_400  # seconds for one that failed, so that somebody can look at it
 NO_TIMEOUT = -1  # RQ's would strike anywhere; steps have their own
@@ -59,6 +65,13 @@ class RQBackend(Backend):
         _config(conf.QUEUE)
 
     def send(self, saga: Saga[Any], saga_id: UUID, delay: float) -> None:
+        self._enqueue(ENTRY_POINT, saga_id, delay, job_id=f"saga-{saga_id}-{token_hex(6)}")
+
+    def send_batch(self, batch_id: UUID) -> None:
+        job_id = f"saga-batch-{batch_id}-{token_hex(6)}"
+        self._enqueue(BATCH_ENTRY_POINT, batch_id, 0.0, job_id=job_id)
+
+    def _enqueue(self, path: str, id: UUID, delay: float, *, job_id: str) -> None:
         queue = get_queue(
             conf.QUEUE,
             commit_mode="auto",  # whoever hands over waits for the commit, on the right database
@@ -67,15 +80,15 @@ class RQBackend(Backend):
         )
         options: dict[str, Any] = {
             # A new id each time: a job that waits, runs or expires is never in the way of the next.
-            "job_id": f"saga-{saga_id}-{token_hex(6)}",
+            "job_id": job_id,
             "job_timeout": NO_TIMEOUT,
             "result_ttl": RESULT_TTL,
             "failure_ttl": FAILURE_TTL,
         }
         if delay > 0:
-            queue.enqueue_in(timedelta(seconds=delay), ENTRY_POINT, str(saga_id), **options)
+            queue.enqueue_in(timedelta(seconds=delay), path, str(id), **options)
         else:
-            queue.enqueue(ENTRY_POINT, str(saga_id), **options)
+            queue.enqueue(path, str(id), **options)
 
 
 def run_saga(saga_id: str) -> None:
@@ -86,9 +99,7 @@ def run_saga(saga_id: str) -> None:
     """
     if not _is_id(saga_id):
         raise SagaError(f"{ENTRY_POINT} takes the id of an execution, not {shown(saga_id)}.")
-    if hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread():
-        # A timeout of RQ's would strike anywhere, into a checkpoint too; steps have their own.
-        signal.setitimer(signal.ITIMER_REAL, 0)
+    _end_alarm()
     close_old_connections()
     try:
         recover_saga(saga_id)
@@ -99,13 +110,42 @@ def run_saga(saga_id: str) -> None:
         close_old_connections()
 
 
+def run_batch(batch_id: str) -> None:
+    """Work on a batch for some seconds, and ring again while there is more to do.
+
+    Raises SagaError for what is no id, and where the database is away: recovery goes on then.
+    """
+    if not _is_id(batch_id):
+        raise SagaError(f"{BATCH_ENTRY_POINT} takes the id of a batch, not {shown(batch_id)}.")
+    _end_alarm()
+    close_old_connections()
+    id = UUID(batch_id)
+    try:
+        came = batches.work(id, seconds=BATCH_SECONDS)
+        logger.info("Batch %s: %s", batch_id, dict(came), extra={"batch": batch_id})
+        if came and is_running(id):  # else another has it, who rings himself
+            ring(id)
+    finally:
+        close_old_connections()
+
+
+def _end_alarm() -> None:
+    if hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread():
+        # A timeout of RQ's would strike anywhere, into a checkpoint too; steps have their own.
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
 def sweep_sagas() -> None:
-    """One sweep of recovery, as a job for ``rqcron``; register it with ``job_timeout=-1``."""
+    """One sweep of recovery, as a job for ``rqcron``; register it with ``job_timeout=-1``.
+
+    Batches whose driver was lost are driven on for some seconds, too.
+    """
     close_old_connections()
     try:
         beat()
         for recovered in sweep():
             logger.info("%s: %s", recovered.saga_id, recovered.status)
+        batches.work(seconds=BATCH_SECONDS)
     finally:
         close_old_connections()
 
@@ -113,9 +153,10 @@ def sweep_sagas() -> None:
 class SagaJob(Job):
     """The job class of workers that serve sagas alone: ``rqworker --job-class``.
 
-    It refuses whatever is not a call of :func:`run_saga` with one id, written as JSON: such a job
-    fails. Nothing that a job names is imported, nothing in it unpickled. Give the worker
-    ``--serializer rq.serializers.JSONSerializer`` too: its scheduler reads jobs by other means.
+    It refuses whatever is not a call of :func:`run_saga`, or of :func:`run_batch`, with one id,
+    written as JSON: such a job fails. Nothing that a job names is imported, nothing in it
+    unpickled. Give the worker ``--serializer rq.serializers.JSONSerializer`` too: its scheduler
+    reads jobs by other means.
     """
 
     _refusal = ""
@@ -172,10 +213,10 @@ def _why_refused(fields: Mapping[str, bytes], data: bytes) -> str:
         if fields.get(name):
             return f"it has a {name}"
     match json.loads(data):
-        case [str(path), None, [saga_id], {**options}] if not options:
-            if path == ENTRY_POINT and _is_id(saga_id):
+        case [str(path), None, [id], {**options}] if not options:
+            if path in ENTRY_POINTS and _is_id(id):
                 return ""
-    return f"it is no call of {ENTRY_POINT} with one id"
+    return f"it is no call of {ENTRY_POINT} or {BATCH_ENTRY_POINT} with one id"
 
 
 def _is_id(saga_id: object) -> bool:

@@ -193,6 +193,16 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 ("total", models.PositiveIntegerField(default=0, verbose_name="total")),
+                (
+                    "why",
+                    models.CharField(
+                        blank=True,
+                        db_default="",
+                        help_text="Why it was paused or stopped, and by whom.",
+                        max_length=500,
+                        verbose_name="why",
+                    ),
+                ),
                 ("token", models.BigIntegerField(default=0, verbose_name="fencing token")),
                 ("driver", models.CharField(blank=True, max_length=255, verbose_name="driver")),
                 ("lease_until", models.DateTimeField(null=True, verbose_name="lease until")),

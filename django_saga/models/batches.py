@@ -37,6 +37,13 @@ class SagaBatch(models.Model):
     )
     rate = models.FloatField(_("rate"), default=5.0, help_text=_("Executions per second."))
     total = models.PositiveIntegerField(_("total"), default=0)
+    why = models.CharField(
+        _("why"),
+        max_length=500,
+        blank=True,
+        db_default="",
+        help_text=_("Why it was paused or stopped, and by whom."),
+    )
     token = models.BigIntegerField(_("fencing token"), default=0)
     driver = models.CharField(_("driver"), max_length=255, blank=True)
     lease_until = models.DateTimeField(_("lease until"), null=True)

@@ -8,6 +8,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 from argparse import ArgumentTypeError
 from collections import Counter
 from collections.abc import Iterator
@@ -17,9 +18,9 @@ from types import FrameType
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import close_old_connections
+from django.db import DatabaseError, close_old_connections
 
-from django_saga import registry
+from django_saga import batches, registry
 from django_saga.backends import get_backend
 from django_saga.conf import conf
 from django_saga.exceptions import SagaError, StorageUnavailable
@@ -33,6 +34,7 @@ from django_saga.texts import told
 logger = logging.getLogger("django_saga.recovery")
 
 USAGE = 2  # the exit status of a command that was given wrongly
+BATCH_SECONDS = 30.0  # that one call works on batches; less than what cron leaves between two
 
 
 class Command(BaseCommand):
@@ -113,6 +115,7 @@ class Command(BaseCommand):
     def _sweep_once(self) -> None:
         with _told_to_stop() as stop:
             tally = self._sweep(stop)
+            self._work(tally, stop, BATCH_SECONDS)
         self._print_summary(tally)
         if tally.faults:
             raise CommandError("\n".join(tally.faults))
@@ -122,12 +125,14 @@ class Command(BaseCommand):
             while True:
                 close_old_connections()
                 tally = self._sweep(stop)
-                if tally.recovered or tally.error or self.options["json"]:
+                began = time.monotonic()
+                self._work(tally, stop, seconds)  # in the time until the next sweep
+                if tally.recovered or tally.items or tally.error or self.options["json"]:
                     self._print_summary(tally)
                 for fault in tally.faults:
                     self.stderr.write(fault)
                 try:
-                    stop.get(timeout=seconds)
+                    stop.get(timeout=max(0.0, seconds - (time.monotonic() - began)))
                 except queue.Empty:
                     continue
                 return
@@ -152,6 +157,17 @@ class Command(BaseCommand):
                 tally.error = told(error)
                 logger.error("The sweep was broken off: %s", tally.error)
         return tally
+
+    def _work(self, tally: Tally, stop: Stop, seconds: float) -> None:
+        """Drive running batches on; one of a single saga is not asked for."""
+        if self.options["saga"] or tally.error:
+            return
+        with self._quiet_handlers():
+            try:
+                tally.items = batches.work(seconds=seconds, stopped=lambda: not stop.empty())
+            except (SagaError, DatabaseError) as error:
+                logger.error("The work on batches was broken off: %s", error)
+                tally.error = str(error)
 
     def _quiet_handlers(self) -> AbstractContextManager[Any]:
         """A handler that prints must not get its words into the JSON."""
@@ -192,14 +208,20 @@ class Tally:
     recovered: list[Recovered] = field(default_factory=list)
     error: str = ""
     """Why the sweep was broken off."""
+    items: Counter[str] = field(default_factory=Counter)
+    """How many items of batches were done, or skipped."""
 
     @property
     def summary(self) -> str:
         """One line for people."""
-        if not self.recovered:
-            return "Nothing could be done." if self.error else "Nothing was due."
-        parts = ", ".join(f"{count} {status}" for status, count in self.statuses.items())
-        return f"{_executions(len(self.recovered))}: {parts}."
+        lines = []
+        if self.recovered:
+            parts = ", ".join(f"{count} {status}" for status, count in self.statuses.items())
+            lines.append(f"{_executions(len(self.recovered))}: {parts}.")
+        if self.items:
+            parts = ", ".join(f"{count} {state}" for state, count in self.items.items())
+            lines.append(f"Of batches: {parts}.")
+        return " ".join(lines) or ("Nothing could be done." if self.error else "Nothing was due.")
 
     @property
     def statuses(self) -> Counter[str]:
@@ -216,6 +238,7 @@ class Tally:
         """The same for programs."""
         return {
             "statuses": dict(self.statuses),
+            "batches": dict(self.items),
             "executions": [
                 {"saga": r.saga, "id": str(r.saga_id), "status": str(r.status), "error": r.error}
                 for r in self.recovered
