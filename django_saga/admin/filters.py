@@ -13,7 +13,7 @@ from django.utils.translation import gettext_lazy as _
 
 from django_saga import registry
 from django_saga.models import SagaExecution, SagaFailureGroup
-from django_saga.verdicts import needs_attention, overdue, stands_at
+from django_saga.verdicts import needs_attention, overdue, stands_at, unsettled
 
 if TYPE_CHECKING:
     from django.contrib.admin.views.main import ChangeList

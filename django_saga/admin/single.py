@@ -16,10 +16,10 @@ from django.utils.timezone import is_aware
 from django.utils.translation import gettext as _
 
 from django_saga.admin.acting import Executions, perform, preview, summary
-from django_saga.admin.story import will_run
 from django_saga.backends import get_backend
 from django_saga.models import SagaExecution
 from django_saga.operations import RETRY, Verb
+from django_saga.story import will_run
 from django_saga.verdicts import DatabaseNow
 
 if TYPE_CHECKING:
