@@ -18,6 +18,7 @@ from django_saga.exceptions import SagaError
 from django_saga.saga import default_container
 from django_saga.steps import SagaStepHandler
 from django_saga.storage.sql import DIALECTS
+from django_saga.texts import shown
 
 
 @register("django_saga")
@@ -48,10 +49,28 @@ def check_settings(
             hint = "Add it: its commands start the workers."
             message = "The backend is RQ, but django_rq is not in INSTALLED_APPS."
             found.append(Error(message, hint=hint, id="django_saga.E003"))
+    found += _check_links()
     if not settings.USE_TZ:
         hint = "Set USE_TZ = True; leases and waits are stored in UTC."
         found.append(Warning("USE_TZ is off.", hint=hint, id="django_saga.W001"))
     return found
+
+
+def _check_links() -> list[CheckMessage]:
+    from django_saga.admin.links import PLACES, is_usable
+
+    places = ", ".join(f"{{{place}}}" for place in PLACES)
+    hint = f"Give a label and an http or https address, in which {places} are filled in."
+    links = conf.LINKS if isinstance(conf.LINKS, (list, tuple)) else [conf.LINKS]
+    return [
+        Error(
+            f"DJANGO_SAGA['LINKS'] has {shown(link)}, which is no link.",
+            hint=hint,
+            id="django_saga.E002",
+        )
+        for link in links
+        if not is_usable(link)
+    ]
 
 
 def _lacks_rq() -> bool:

@@ -19,6 +19,7 @@ DEFAULTS: dict[str, Any] = {
     "RECOVERY_LATE": 300.0,  # seconds since the latest sweep from which recovery is late
     "ALERTS": {},  # WEBHOOK, EMAIL, FAILURES, SITE: who is told of what, and how
     "AUTHORIZE": None,  # callable(user, verb, execution) -> bool, or its dotted path
+    "LINKS": [],  # (label, address) of each link on an execution's page; {id}, {saga}, {step}, ...
     "CONTEXT_LIMIT": 1_000_000,  # bytes of stored context
     "ERROR_LIMIT": 2_000,  # characters of a stored error message
     "TRACEBACK_LIMIT": 20_000,  # characters of a stored traceback
@@ -47,6 +48,7 @@ class Settings:
     RECOVERY_LATE: float
     ALERTS: dict[str, Any]
     AUTHORIZE: Any
+    LINKS: Any
     CONTEXT_LIMIT: int
     ERROR_LIMIT: int
     TRACEBACK_LIMIT: int

@@ -11,10 +11,10 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from django_saga import machine
+from django_saga.interventions import CANCELLED
 from django_saga.machine import Action, Effect, Outcome, State
-from django_saga.models import SagaExecution
+from django_saga.models import SagaExecution, SagaPause
 from django_saga.spans import span
-from django_saga.verdicts import Verdict
 
 Status = SagaExecution.Status
 
@@ -32,6 +32,10 @@ def happened(execution: SagaExecution, now: datetime) -> str:
                 facts["number"],
             )
             return steps % facts
+        case Status.FAILED if execution.error_type == CANCELLED:
+            return _("It was cancelled %(why)s. All that was done is undone; no effect stands.") % (
+                facts
+            )
         case Status.FAILED if not execution.failed_step:
             return _("It was abandoned between two steps, and all that was done is undone.")
         case Status.FAILED:
@@ -43,6 +47,10 @@ def happened(execution: SagaExecution, now: datetime) -> str:
                 return execution.stuck_reason
             stands = _("These effects stand, or may stand: %(stands)s.") % facts
             return f"{execution.stuck_reason} {stands}"
+        case Status.COMPENSATING if execution.error_type == CANCELLED:
+            return _("It was cancelled %(why)s; what was done is being undone.") % facts + _where(
+                facts
+            )
         case Status.COMPENSATING if execution.failed_step:
             return _("%(failed)s failed; what was done is being undone.") % facts + _where(facts)
         case Status.COMPENSATING:
@@ -67,16 +75,40 @@ def _where(facts: dict[str, Any]) -> str:
     return " " + text % facts
 
 
-def comes_next(execution: SagaExecution, now: datetime, retried: bool) -> str:
-    """What comes next by itself, and what an operator can do."""
+def comes_next(
+    execution: SagaExecution, now: datetime, retried: bool, pause: SagaPause | None = None
+) -> str:
+    """What comes next by itself, and what an operator can do; ``pause``: what holds it up."""
+    if pause is None:
+        return _comes_next(execution, now, retried)
+    facts = {"what": str(pause), "user": pause.user_name, "why": pause.reason or "-"}
+    text = _("Nothing more begins until %(what)s is resumed; %(user)s paused it: %(why)s") % facts
+    return f"{text} {_comes_next(execution, now, retried)}" if is_driven(execution, now) else text
+
+
+def asked_to_cancel(execution: SagaExecution) -> str:
+    """That it turns back as soon as the step in hand has ended, by whom and why; else empty."""
+    if not execution.cancel_reason or execution.status not in (Status.PENDING, Status.RUNNING):
+        return ""
+    facts = {"why": execution.cancel_reason, "step": execution.step}
+    return _("It is to be cancelled, %(why)s: it turns back when %(step)s has ended.") % facts
+
+
+def _comes_next(execution: SagaExecution, now: datetime, retried: bool) -> str:
     facts = _facts(execution, now)
     if execution.status == Status.COMPLETED:
         return _("There is nothing to do.")
     if execution.status == Status.FAILED:
         if retried:
-            return _("It was retried; the new execution is linked below.")
+            return _("It was retried; the new execution is linked here.")
+        if execution.settled_at:
+            return _("It was dealt with by hand.")
         return _("A retry starts it anew, as a linked execution with the original context.")
     if execution.status == Status.STUCK:
+        if execution.settled_at:
+            return _("It was settled by hand, and asks for nobody's attention.")
+        if execution.action == Action.ACT:
+            return _waits_at_act(facts)
         if not facts["undo"]:
             return _("Nothing is left to undo: a retry ends it as failed.")
         text = _(
@@ -90,7 +122,7 @@ def comes_next(execution: SagaExecution, now: datetime, retried: bool) -> str:
         )
         return text % facts
     if execution.wake_at and execution.wake_at > now:
-        return _("There is nothing to do: it goes on by itself in %(wake)s.") % facts
+        return _waits(execution) % facts
     if facts["handed_over"]:
         return _("It was handed to the backend, and waits for a worker.")
     if facts["in_flight"]:
@@ -99,6 +131,24 @@ def comes_next(execution: SagaExecution, now: datetime, retried: bool) -> str:
             "again, as the next attempt, with the same idempotency key."
         )
     return _("recover_sagas drives it on when it runs next; recover it to do that now.")
+
+
+def _waits_at_act(facts: dict[str, Any]) -> str:
+    text = _("It waits for you. Once the cause is removed it can go forward from %(step)s.")
+    back = _("Or a retry undoes %(undo)s.") if facts["undo"] else _("Or a retry ends it as failed.")
+    return f"{text} {back}" % facts
+
+
+def _waits(execution: SagaExecution) -> str:
+    if execution.attempt == 1:
+        return _("There is nothing to do: it goes on by itself in %(wake)s.")
+    if execution.action == Action.ACT:
+        return _(
+            "Retry of %(step)s in %(wake)s, by itself: attempt %(attempt)s. There is nothing to do."
+        )
+    return _(
+        "The compensation of %(step)s is tried again in %(wake)s, by itself: attempt %(attempt)s."
+    )
 
 
 def _facts(execution: SagaExecution, now: datetime) -> dict[str, Any]:
@@ -110,12 +160,13 @@ def _facts(execution: SagaExecution, now: datetime) -> dict[str, Any]:
         "number": len(state.plan),
         "done": sum(effect.act is Outcome.DONE and effect.undo is None for effect in state.effects),
         "failed": execution.failed_step,
+        "why": execution.error_message,
         "step": execution.step,
         "action": execution.action,
         "attempt": execution.attempt,
         "driver": execution.driver or _("nobody"),
         "in_flight": execution.in_flight,
-        "driven": _is_driven(execution, now),
+        "driven": is_driven(execution, now),
         "handed_over": lease is None and grace is not None and grace > now,
         "lease": span(lease - now) if lease else "",
         "wake": span(wake - now) if wake else "",
@@ -128,7 +179,8 @@ def _is_done(effect: Effect | None) -> bool:
     return effect is not None and effect.act is Outcome.DONE
 
 
-def _is_driven(execution: SagaExecution, now: datetime) -> bool:
+def is_driven(execution: SagaExecution, now: datetime) -> bool:
+    """Whether somebody holds its lease."""
     return execution.lease_until is not None and execution.lease_until > now
 
 
@@ -157,7 +209,7 @@ def fates(
     """The plan with each step's fate; ``attempts``: number and seconds by step and action."""
     state = execution.state
     effects = {effect.step: effect for effect in state.effects}
-    lost = state.in_flight and not _is_driven(execution, now)
+    lost = state.in_flight and not is_driven(execution, now)
     rows = []
     for number, entry in enumerate(state.plan, 1):
         for place, step in enumerate(entry):
@@ -230,22 +282,3 @@ def _effect_fate(state: State, effect: Effect) -> tuple[str, str]:
 def _is_ahead(state: State, step: str) -> bool:
     entries = [i for i, entry in enumerate(state.plan) if state.step in entry]
     return bool(entries) and any(step in entry for entry in state.plan[entries[0] :])
-
-
-def will_run(execution: SagaExecution, verdict: str) -> str:
-    """What acting on this execution does, said before it is done."""
-    state = execution.state
-    undo = _in_order(state)
-    facts = {"step": execution.step, "action": execution.action, "undo": undo}
-    match verdict:
-        case Verdict.ANEW:
-            return _("A new execution starts with the original context, at the first step.")
-        case Verdict.AGAIN if undo:
-            return _("It tries to undo %(undo)s.") % facts
-        case Verdict.AGAIN:
-            return _("Nothing is left to undo: it ends as failed.")
-        case Verdict.ON if execution.in_flight:
-            return _("%(action)s of %(step)s runs again, with the same idempotency key.") % facts
-        case Verdict.ON:
-            return _("It goes on with %(action)s of %(step)s.") % facts
-    return ""

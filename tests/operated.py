@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-from django_saga import Retry, Saga, SagaContext, SagaError, SagaStepHandler, current_step
+from django_saga import (
+    SENSITIVE,
+    Retry,
+    Saga,
+    SagaContext,
+    SagaError,
+    SagaStepHandler,
+    SagaStuck,
+    current_step,
+)
 from django_saga.models import SagaExecution
 from django_saga.storage import DjangoSagaStorage
 
@@ -142,3 +152,28 @@ def _begin(alias: str, lease: float) -> uuid.UUID:
     )
     assert claim is not None
     return claim.id
+
+
+@dataclass
+class GuardedTrip(Trip):
+    """One with something that must not be told."""
+
+    passport: Annotated[str, SENSITIVE] = "P-4711-0815"
+
+
+class GuardedSaga(Saga[GuardedTrip]):
+    """Whose context operators may edit."""
+
+    name = "tests.GuardedSaga"
+    steps = [Pack, Pay, Leave]
+    context_editable = True
+
+
+def guarded_trip() -> SagaExecution:
+    """One that got stuck as :func:`stuck_trip` does."""
+    WORLD.trouble = {"act Leave": "fog", "compensate Pack": "bag lost"}
+    saga_id = uuid.uuid4()
+    with suppress(SagaStuck):
+        GuardedSaga(storage=DjangoSagaStorage("default")).run(GuardedTrip(), saga_id=saga_id)
+    WORLD.reset()
+    return SagaExecution.objects.get(pk=saga_id)

@@ -175,7 +175,7 @@ def test_no_post_gets_around_the_permission(
         for address, data in posts.items():
             before = list(SagaExecution.objects.order_by("pk").values())
             response = client.post(address, data)
-            assert response.status_code == (302 if status == 200 else status)
+            assert (response.status_code == 403) is (status == 403)
             if status == 403:
                 assert list(SagaExecution.objects.order_by("pk").values()) == before
     assert SagaExecution.objects.filter(retry_of=failed).count() == (retry == 200)
@@ -390,7 +390,7 @@ def test_the_history_tells_attempts_errors_and_a_folded_traceback(operator: Clie
         ("Pay", "compensate", "1", "done"),
         ("Pack", "compensate", "1", "failed"),
     ]
-    assert history.count("<details><summary") == 2
+    assert history.count("<summary") == 2
     assert "bag lost" in history
     assert "Traceback (most recent call last)" in history
     assert "Compensation of Pack:" in html
@@ -508,10 +508,15 @@ def test_nothing_is_done_before_it_is_confirmed(operator: Client) -> None:
     before = list(SagaExecution.objects.order_by("pk").values())
     selection = {"action": "retry_selected", "index": "0", "_selected_action": [str(failed.pk)]}
     operator.post(BASE, selection)
-    for address in (one(failed, "retry"), one(stuck, "retry"), f"{BASE}retry/"):
+    page(operator, f"{BASE}retry/")
+    assert operator.post(f"{BASE}retry/").status_code == 400
+    data = {"scope": "matching", "seen": "x", "token": "x"}
+    assert operator.post(f"{BASE}retry/", data).status_code == 400
+    for address in (one(failed, "retry"), one(stuck, "retry")):
         page(operator, address)
-        assert operator.post(address).status_code == 400
-        assert operator.post(address, {"scope": "matching", "seen": "x"}).status_code == 400
+        for posted in ({}, data):
+            html = operator.post(address, posted).content.decode()
+            assert "This takes a confirmation first" in html
     assert list(SagaExecution.objects.order_by("pk").values()) == before
     assert not LogEntry.objects.exists()
 
@@ -547,8 +552,9 @@ def test_a_double_click_retries_once(operator: Client) -> None:
     for execution in (failed, stuck):
         address = one(execution, "retry")
         data = confirm(operator, address)
-        assert "1 execution was retried" in told(operator, address, data)[0]
-        assert "0 executions were retried" in told(operator, address, data)[0]
+        assert len(told(operator, address, data)) == 1
+        html = operator.post(address, data).content.decode()
+        assert "changed meanwhile" in html or "has been retried already" in html
     assert counts() == {"COMPLETED": 1, "FAILED": 2}
     assert WORLD.calls == ["act Pack", "act Pay", "act Leave", "compensate Pack"]
 
@@ -556,7 +562,7 @@ def test_a_double_click_retries_once(operator: Client) -> None:
 def test_recovering_one_drives_it(operator: Client) -> None:
     lost = lost_trip()
     messages = act(operator, one(lost, "recover"))
-    assert messages == ["1 execution was recovered; now 1 completed."]
+    assert messages == ["Recover now: done. It is completed now."]
     assert changed(lost).status == "COMPLETED"
 
 
@@ -570,18 +576,17 @@ def test_each_deed_is_in_the_admins_log_and_on_the_page(operator: Client) -> Non
     assert len(LogEntry.objects.all()) == 3
     assert entries[str(failed.pk)].change_message == f"Retried: started anew as {new.pk}."
     assert "FAILED" in entries[str(stuck.pk)].change_message
-    assert "COMPLETED" in entries[str(lost.pk)].change_message
+    assert "completed" in entries[str(lost.pk)].change_message
     assert {entry.user.username for entry in entries.values()} == {"root"}
-    for execution in (failed, stuck, lost):
-        entry = entries[str(execution.pk)]
-        assert f"root: {entry.change_message}" in page(operator, one(execution))
+    for execution, deed in ((failed, "Retry"), (stuck, "Retry"), (lost, "Recover now")):
+        assert f"<strong>root</strong>: {deed} " in page(operator, one(execution))
 
 
 def test_it_works_under_atomic_requests(operator: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     failed, stuck, lost = failed_trip(), stuck_trip(), lost_trip()
     monkeypatch.setitem(connections["default"].settings_dict, "ATOMIC_REQUESTS", True)
     operator.post(f"{BASE}retry/", {**confirm(operator, f"{BASE}retry/"), **MANY})
-    assert act(operator, one(lost, "recover")) == ["1 execution was recovered; now 1 completed."]
+    assert act(operator, one(lost, "recover")) == ["Recover now: done. It is completed now."]
     assert SagaExecution.objects.get(retry_of=failed).status == "COMPLETED"
     assert changed(stuck).status == "FAILED"
 
@@ -599,7 +604,7 @@ def test_the_page_leads_to_the_job_while_redis_holds_one(
     assert one(execution, "job") in page(operator, one(execution))
     assert "RQ holds no job" in told_by(operator, one(execution, "job"))
     messages = act(operator, one(execution, "recover"))
-    assert messages == ["1 execution was recovered; now 1 pending."]
+    assert messages == ["Recover now: done. It is pending now."]
     response = operator.get(one(execution, "job"))
     assert re.search(rf"/queues/\d+/saga-{execution.pk}-\w+/$", response["Location"])
     assert str(execution.pk) in page(operator, response["Location"])
@@ -611,9 +616,9 @@ def test_a_redis_that_is_away_is_told(operator: Client, settings: Settings) -> N
     settings.RQ_QUEUES = {"sagas": {"URL": "redis://127.0.0.1:1/0"}}
     settings.DJANGO_SAGA = {"BACKEND": "rq", "QUEUE": "sagas"}
     assert "Redis does not answer" in told_by(operator, one(execution, "job"))
-    (done, skipped) = act(operator, one(execution, "recover"))
-    assert done == "0 executions were recovered."
-    assert "could not be handed to the backend" in skipped
+    address = one(execution, "recover")
+    html = operator.post(address, confirm(operator, address)).content.decode()
+    assert "could not be handed to the backend" in html
 
 
 def told_by(client: Client, address: str) -> str:

@@ -3,65 +3,98 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from django.contrib.admin.models import LogEntry
-from django.contrib.contenttypes.models import ContentType
+from django.db.models import Count, QuerySet, Sum
 from django.http import HttpRequest
 from django.utils.timezone import is_aware, localtime
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 
 from django_saga import registry
+from django_saga.admin.chain import chain_of
+from django_saga.admin.contexts import changes_of, contexts_of, sensitive_of
 from django_saga.admin.drawn import drawings
-from django_saga.admin.formats import JSON_LIMIT, pretty, span, status_badge
+from django_saga.admin.effects import Attempts, Tries, effects_of
+from django_saga.admin.errors import errors_of
+from django_saga.admin.formats import JSON_LIMIT, span, status_badge
+from django_saga.admin.links import links_of
 from django_saga.exceptions import UnknownSaga
-from django_saga.models import SagaExecution, SagaStepRecord
-from django_saga.story import attempts, comes_next, fates, happened
+from django_saga.masking import mask_json
+from django_saga.models import SagaAuditEntry, SagaExecution, SagaPause, SagaStepRecord
+from django_saga.operations import VERBS
+from django_saga.operations.verbs import EDIT_CONTEXT
+from django_saga.operations.viewing import PERMISSION as VIEW_CONTEXT
+from django_saga.story import asked_to_cancel, comes_next, fates, happened, is_driven
 
-if TYPE_CHECKING:
-    from django.db.models import QuerySet
-
+VIEW_TRACEBACK = "django_saga.view_traceback_sagaexecution"
 RECORDS = 50  # on one page
-OTHERS = 20  # retries and log entries that are shown
+DEEDS = 20  # entries of the audit that are shown
+SOON, LATE = 3, 30  # seconds between two looks at what is live
+
+Records = QuerySet[SagaStepRecord]
+Executions = QuerySet[SagaExecution]
 
 
-def context_of(request: HttpRequest, execution: SagaExecution) -> dict[str, Any]:
-    """The template's context for an execution that was read with the database's clock."""
+def context_of(
+    request: HttpRequest, execution: SagaExecution, rows: Executions, *, masked: bool = True
+) -> dict[str, Any]:
+    """The template's context for an execution that was read with the database's clock.
+
+    ``rows`` are the executions that the user may see.
+    """
     now: datetime = execution.db_now  # type: ignore[attr-defined]
     alias = execution._state.db
-    rows = SagaExecution.objects.using(alias).only("id", "saga", "status", "created_at")
-    retries = list(rows.filter(retry_of=execution).order_by("created_at")[:OTHERS])
+    chain = chain_of(execution, rows)
     records = SagaStepRecord.objects.using(alias).filter(execution=execution)
-    plan = fates(execution, now, attempts(records))
-    history = _history(request, records)
+    traced = request.user.has_perm(VIEW_TRACEBACK)
+    attempts = _attempts(records)
+    tries = {key: (one.number, one.seconds) for key, one in attempts.items()}
+    history = _history(request, records if traced else records.defer("traceback"))
+    plan = fates(execution, now, tries)
+    deeds = _deeds(execution)
     return {
         "execution": execution,
         "now": now,
         "badge": status_badge(execution),
         "happened": happened(execution, now),
-        "next": comes_next(execution, now, bool(retries)),
+        "next": comes_next(execution, now, _is_retried(execution, chain), _pause(execution)),
+        "cancelled": asked_to_cancel(execution),
         "undefined": _undefined(execution),
+        "troubles": errors_of(execution, records, traced=traced),
         "plan": plan,
-        "undo_error": _undo_error(execution, records),
         "facts": _facts(execution, now),
-        "origin": rows.filter(pk=execution.retry_of_id).first() if execution.retry_of_id else None,
-        "retries": retries,
-        "log": _log(execution),
-        "contexts": _contexts(execution),
+        "chain": chain,
         "json_limit": JSON_LIMIT,
+        "traced": traced,
+        "links": links_of(execution),
+        "every": _every(execution, now) if masked and not history["is_earlier"] else 0,
+        **effects_of(execution, attempts, is_driven(execution, now)),
         **history,
         **drawings(execution, now, plan, history["records"], to_now=not history["is_earlier"]),
+        **_contexts(request, execution, history, deeds, masked),
+        "deeds": [_told(deed, execution, request.user.has_perm(VIEW_CONTEXT)) for deed in deeds],
     }
 
 
-def _undo_error(
-    execution: SagaExecution, records: QuerySet[SagaStepRecord]
-) -> SagaStepRecord | None:
-    """Why the latest compensation of a stuck execution failed; its own error is the act's."""
-    if execution.status != SagaExecution.Status.STUCK:
+def _is_retried(execution: SagaExecution, chain: list[SagaExecution]) -> bool:
+    return bool(chain) and chain[-1].pk != execution.pk
+
+
+def _pause(execution: SagaExecution) -> SagaPause | None:
+    """What keeps it from going on, if anything does."""
+    if not execution.is_active:
         return None
-    undone = records.filter(action="compensate", step=execution.step).exclude(outcome="DONE")
-    return undone.defer("traceback").order_by("-pk").first()
+    pauses = SagaPause.objects.using(execution._state.db).filter(saga=execution.saga)
+    return pauses.filter(step__in=["", execution.step]).order_by("step").first()
+
+
+def _every(execution: SagaExecution, now: datetime) -> int:
+    """Seconds until a browser may look again; 0: nothing is going to change by itself."""
+    if not execution.is_active:
+        return 0
+    wait = (execution.wake_at - now).total_seconds() if execution.wake_at else 0.0
+    return int(min(max(wait / 10, SOON), LATE))
 
 
 def _undefined(execution: SagaExecution) -> str:
@@ -75,7 +108,21 @@ def _undefined(execution: SagaExecution) -> str:
     return ""
 
 
-def _history(request: HttpRequest, records: QuerySet[SagaStepRecord]) -> dict[str, Any]:
+def _attempts(records: Records) -> Attempts:
+    """The attempts of each action of each step, taken together."""
+    rows = records.order_by().values_list("step", "action", "outcome")
+    found: Attempts = {}
+    for step, action, outcome, number, seconds in rows.annotate(n=Count("pk"), s=Sum("duration")):
+        before = found.get((step, action), Tries())
+        found[step, action] = Tries(
+            before.number + number,
+            before.seconds + (seconds or 0.0),
+            before.done or outcome == SagaStepRecord.Outcome.DONE,
+        )
+    return found
+
+
+def _history(request: HttpRequest, records: Records) -> dict[str, Any]:
     """The newest records, or those before the one that is asked for; oldest on top."""
     before = request.GET.get("before", "")
     if before.isdecimal() and len(before) < 19:
@@ -132,18 +179,52 @@ def _ago(at: datetime | None, now: datetime) -> str:
     return _("%(time)s ago") % {"time": span(now - at)}
 
 
-def _contexts(execution: SagaExecution) -> list[dict[str, Any]]:
-    now, now_cut = pretty(execution.context)
-    original, cut = pretty(execution.initial_context)
-    contexts = [{"title": _("as stored now"), "text": now, "cut": now_cut, "open": True}]
-    if execution.context != execution.initial_context:
-        contexts.append({"title": _("as it was at the start"), "text": original, "cut": cut})
-    return contexts
+def _contexts(
+    request: HttpRequest,
+    execution: SagaExecution,
+    history: dict[str, Any],
+    deeds: list[SagaAuditEntry],
+    masked: bool,
+) -> dict[str, Any]:
+    """Only for who may see contexts: as they are stored, and what each attempt changed."""
+    if not request.user.has_perm(VIEW_CONTEXT):
+        return {"sees_context": False}
+    edits = [deed for deed in deeds if deed.verb == EDIT_CONTEXT.name and _was_done(deed)]
+    from_start = not history["earlier"]
+    return {
+        "sees_context": True,
+        "masked": masked,
+        "contexts": contexts_of(execution, masked=masked),
+        "changes": changes_of(execution, history["records"], edits, from_start=from_start),
+    }
 
 
-def _log(execution: SagaExecution) -> list[LogEntry]:
-    """What operators did, newest first."""
-    entries = LogEntry.objects.filter(
-        content_type=ContentType.objects.get_for_model(SagaExecution), object_id=str(execution.pk)
-    )
-    return list(entries.select_related("user").order_by("-pk")[:OTHERS])
+def _deeds(execution: SagaExecution) -> list[SagaAuditEntry]:
+    """What was asked for, newest first, refusals too."""
+    entries = SagaAuditEntry.objects.using(execution._state.db).filter(execution_id=execution.pk)
+    return list(entries.order_by("-pk")[:DEEDS])
+
+
+def _was_done(deed: SagaAuditEntry) -> bool:
+    return deed.result == SagaAuditEntry.Result.DONE
+
+
+def _told(deed: SagaAuditEntry, execution: SagaExecution, sees_context: bool) -> dict[str, Any]:
+    verb = VERBS.get(deed.verb)
+    detail = mask_json(deed.detail, sensitive_of(execution))
+    if deed.verb == EDIT_CONTEXT.name and _was_done(deed) and not sees_context:
+        detail = ""
+    return {
+        "at": deed.at,
+        "user": deed.user_name or deed.source,
+        "verb": verb.label if verb else _OTHERS.get(deed.verb, deed.verb),
+        "result": deed.get_result_display(),
+        "kind": "outcome-done" if _was_done(deed) else "outcome-failed",
+        "reason": deed.reason,
+        "detail": detail,
+        "source": deed.source,
+        "batch": deed.batch_id,
+    }
+
+
+_OTHERS = {"view_context": gettext_lazy("View the context unmasked")}

@@ -17,7 +17,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
-from django_saga.admin import detail, single
+from django_saga.admin import detail, verbs
 from django_saga.admin.changelist import ExecutionChangeList, OpenPaginator, page_of, uuid_of
 from django_saga.admin.confirming import Confirming
 from django_saga.admin.filters import (
@@ -30,8 +30,9 @@ from django_saga.admin.filters import (
 from django_saga.admin.formats import badge, moment, name, span, status_badge
 from django_saga.admin.jobs import find_job, has_jobs
 from django_saga.admin.views import outside_transactions
+from django_saga.exceptions import SagaError
 from django_saga.models import SagaExecution
-from django_saga.operations import BULK, RECOVER, RETRY
+from django_saga.operations import BULK, VERBS, view_context
 from django_saga.storage import DjangoSagaStorage
 from django_saga.verdicts import DatabaseNow
 
@@ -160,24 +161,44 @@ class SagaExecutionAdmin(Confirming, _Admin):
         """The page of one execution; it has no form, and takes no POST."""
         if not self.has_view_permission(request) or request.method not in ("GET", "HEAD"):
             raise PermissionDenied
-        rows = self.get_queryset(request).filter(pk__in=[uuid_of(object_id)])
-        for verb in (RETRY, RECOVER):
-            rows = rows.annotate(**{f"{verb.name}_verdict": verb.verdict()})
-        execution = rows.annotate(db_now=DatabaseNow()).first()
+        return self._page(request, uuid_of(object_id), extra_context)
+
+    def context_view(self, request: HttpRequest, saga_id: UUID) -> HttpResponse:
+        """The same page with its contexts unmasked: takes a POST, as it leaves an audit entry."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        page = self.url_of("change", saga_id=saga_id)
+        if request.method != "POST":
+            return HttpResponseRedirect(f"{page}#context")
+        if not self.get_queryset(request).filter(pk=saga_id).exists():
+            raise Http404("There is no such execution.")
+        try:
+            view_context(saga_id, user=request.user, source="admin")
+        except SagaError as error:
+            self.message_user(request, str(error), messages.ERROR)
+            return HttpResponseRedirect(page)
+        return self._page(request, saga_id, masked=False)
+
+    def _page(
+        self,
+        request: HttpRequest,
+        saga_id: UUID | None,
+        extra_context: dict[str, Any] | None = None,
+        *,
+        masked: bool = True,
+    ) -> HttpResponse:
+        rows = self.get_queryset(request)
+        one = verbs.annotated(rows.filter(pk__in=[saga_id])).annotate(db_now=DatabaseNow())
+        execution = one.first()
         if execution is None:
             raise Http404("There is no such execution.")
-        verbs = [
-            {"name": verb.name, "url": self.url_of(verb.name, saga_id=execution.pk)}
-            for verb in (RETRY, RECOVER)
-            if self.may(request, verb)
-            and getattr(execution, f"{verb.name}_verdict") in verb.possible
-        ]
         context = {
             **self.page_context(request, execution.saga),
-            **detail.context_of(request, execution),
+            **detail.context_of(request, execution, rows, masked=masked),
+            **verbs.buttons(self, request, execution),
             "original": execution,
-            "verbs": verbs,
             "job_url": self.url_of("job", saga_id=execution.pk) if has_jobs() else "",
+            "context_url": self.url_of("context", saga_id=execution.pk),
             **(extra_context or {}),
         }
         return TemplateResponse(request, f"{TEMPLATES}/detail.html", context)
@@ -200,9 +221,12 @@ class SagaExecutionAdmin(Confirming, _Admin):
     def get_urls(self) -> list[URLPattern]:
         wrap = partial(outside_transactions, self.admin_site)
         base = f"{self.opts.app_label}_{self.opts.model_name}"
-        ours = [path("<uuid:saga_id>/job/", wrap(self.job_view), name=f"{base}_job")]
-        for verb in (RETRY, RECOVER):
-            view = wrap(partial(single.verb_view, self, verb=verb))
+        ours = [
+            path("<uuid:saga_id>/job/", wrap(self.job_view), name=f"{base}_job"),
+            path("<uuid:saga_id>/context/", wrap(self.context_view), name=f"{base}_context"),
+        ]
+        for verb in VERBS.values():
+            view = wrap(partial(verbs.verb_view, self, verb=verb))
             ours.append(path(f"<uuid:saga_id>/{verb.name}/", view, name=f"{base}_{verb.name}"))
         for verb in BULK.values():
             view = wrap(partial(self.many_view, verb=verb))

@@ -19,8 +19,8 @@ from django_saga.models import SagaExecution
 from django_saga.operations import RECOVER, Verb
 from django_saga.operations.asking import authorize, permit
 from django_saga.operations.executing import _refusal, read
+from django_saga.prospects import will_run
 from django_saga.storage import DjangoSagaStorage
-from django_saga.story import will_run
 from django_saga.texts import told
 from django_saga.verdicts import Verdict
 
@@ -50,7 +50,7 @@ def rehearse(verb: Verb, given: dict[str, Any]) -> Document:
         raise
     except (SagaError, PermissionDenied) as error:
         return {**found, "result": REFUSED, "says": told(error)}
-    says = will_run(before, before.verdict) or str(verb.help)
+    says = will_run(before, before.verdict, verb.name) or str(verb.help)
     return {**found, "result": POSSIBLE, "would_be": after.status, "says": says}
 
 

@@ -21,6 +21,7 @@ from django_saga.operations.noting import mute, note
 from django_saga.operations.pausing import pause, resume
 from django_saga.operations.retrying import recover, retry
 from django_saga.operations.verbs import BULK, RECOVER, RETRY, VERBS, Verb
+from django_saga.operations.viewing import view_context
 
 __all__ = [
     "BULK",
@@ -45,4 +46,5 @@ __all__ = [
     "retry",
     "retry_id",
     "skip",
+    "view_context",
 ]
