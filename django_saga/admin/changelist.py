@@ -14,10 +14,11 @@ from django.utils.translation import gettext as _
 
 from django_saga.admin.filters import StatusFilter
 from django_saga.models import SagaExecution
-from django_saga.verdicts import DatabaseNow
+from django_saga.verdicts import DatabaseNow, paused
 
 SHOWN = (
     "status",
+    "cancel_reason",
     "saga",
     "step",
     "action",
@@ -90,7 +91,7 @@ class ExecutionChangeList(ChangeList):
 
     def get_queryset(self, *args: Any, **kwargs: Any) -> QuerySet[SagaExecution]:
         queryset: QuerySet[SagaExecution] = super().get_queryset(*args, **kwargs)
-        return queryset.only(*SHOWN).annotate(db_now=DatabaseNow())
+        return queryset.only(*SHOWN).annotate(db_now=DatabaseNow(), is_paused=paused())
 
     @property
     def first(self) -> int:

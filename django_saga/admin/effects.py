@@ -53,14 +53,15 @@ def effects_of(execution: SagaExecution, attempts: Attempts, driven: bool) -> di
     """Each effect in the order in which the acts began, and how many stand."""
     state = execution.state
     rows = [_row(effect, attempts) for effect in state.effects]
+    stand = {effect.step for effect in machine.standing(state)}
     if state.active and state.in_flight and state.action is Action.ACT:
         rows = [row for row in rows if row.step != state.step]
         rows.append(_in_flight(state.step, driven))
-    return {"effects": rows, "stand": _how_many(execution)}
+        stand.add(state.step)
+    return {"effects": rows, "stand": _how_many(len(stand))}
 
 
-def _how_many(execution: SagaExecution) -> str:
-    number = len(machine.standing(execution.state))
+def _how_many(number: int) -> str:
     if not number:
         return _("No effect stands.")
     text = ngettext(

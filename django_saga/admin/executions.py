@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -13,7 +14,7 @@ from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
@@ -109,14 +110,7 @@ class SagaExecutionAdmin(Confirming, _Admin):
 
     @admin.display(description=_("status"))
     def status_shown(self, execution: SagaExecution) -> SafeString:
-        shown = status_badge(execution)
-        lease, now = execution.lease_until, execution.db_now  # type: ignore[attr-defined]
-        if execution.is_active and lease is not None and lease <= now:
-            return format_html("{} {}", shown, badge("lost", _("driver lost")))
-        if execution.is_active and execution.wake_at is not None and execution.wake_at > now:
-            wait = _("next attempt in %(time)s") % {"time": span(execution.wake_at - now)}
-            return format_html('{} <span class="saga-small">{}</span>', shown, wait)
-        return shown
+        return format_html_join(" ", "{}", ((part,) for part in _status(execution)))
 
     @admin.display(description=_("saga"))
     def saga_shown(self, execution: SagaExecution) -> SafeString:
@@ -232,3 +226,20 @@ class SagaExecutionAdmin(Confirming, _Admin):
             view = wrap(partial(self.many_view, verb=verb))
             ours.append(path(f"{verb.name}/", view, name=f"{base}_{verb.name}_many"))
         return ours + super().get_urls()
+
+
+def _status(execution: Any) -> Iterator[SafeString]:
+    """Its status, and what else keeps it from going on or will end it."""
+    yield status_badge(execution)
+    if not execution.is_active:
+        return
+    lease, wake, now = execution.lease_until, execution.wake_at, execution.db_now
+    if lease is not None and lease <= now:
+        yield badge("lost", _("driver lost"))
+    if execution.is_paused:
+        yield badge("paused", _("paused"))
+    if execution.cancel_reason and execution.status != SagaExecution.Status.COMPENSATING:
+        yield badge("cancelled", _("to be cancelled"))
+    if wake is not None and wake > now:
+        wait = _("next attempt in %(time)s") % {"time": span(wake - now)}
+        yield format_html('<span class="saga-small">{}</span>', wait)

@@ -49,6 +49,6 @@ def own_frames(traceback: str) -> list[Frame]:
     return []
 
 
-_HEAD = re.compile(
+_HEAD = re.compile(r"^[ |+]*(?:Exception Group )?Traceback \(most recent call last\):$", re.M)
     r"^[ |+]*(?:Exception Group )?Traceback \(most recent call last\):$", re.MULTILINE
 )
