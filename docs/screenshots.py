@@ -78,7 +78,8 @@ WHAT_THEY_SAID = {
 
 def fail(context: OrderContext, *troubles: str) -> None:
     if context.trouble in troubles:
-        raise WHAT_THEY_SAID[context.trouble]
+        said = WHAT_THEY_SAID[context.trouble]
+        raise type(said)(*said.args)  # an error that is raised again has the frames of before
 
 
 class ReserveStock(SagaStepHandler[OrderContext]):

@@ -69,7 +69,7 @@ DEEDS: list[tuple[str, Callable[[], SagaExecution], Arguments, str, str]] = [
     ("skip", lost_trip, lambda _: {}, "act of Pack does not run", "COMPLETED"),
     ("mark_done", lost_trip, lambda _: {"step": "Pack"}, "Pack counts as done", "COMPLETED"),
     ("mark_done", stuck_trip, lambda _: {"step": "Pack"}, "counts as undone", "FAILED"),
-    ("edit_context", guarded_trip, lambda e: {"context": e.context}, "Nothing runs", "STUCK"),
+    ("edit_context", guarded_trip, lambda e: {"context": e.context}, "a retry gets", "STUCK"),
     ("release", driven_trip, lambda _: {}, "web-2:4711 loses the lease", "RUNNING"),
     ("resolve", stuck_trip, lambda _: {"standing": ["Pack"]}, "It stays stuck", "STUCK"),
     ("abandon", lost_trip, lambda e: {"confirm": str(e.pk)}, "Nothing runs any more", "STUCK"),
@@ -107,7 +107,7 @@ def test_a_verb_says_what_will_run_and_is_done_by_a_post(
     before = SagaExecution.objects.values().get()
     asked = text_of(page(operator, one(execution, verb)))
     assert said in asked
-    assert f"manage.py sagas {verb} {execution.pk}" in asked
+    assert f"manage.py sagas {verb.replace('_', '-')} {execution.pk}" in asked
     assert SagaExecution.objects.values().get() == before
     response = posted(operator, execution, verb, **arguments(execution))
     assert response.status_code == 302, text_of(response)

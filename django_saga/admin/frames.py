@@ -50,5 +50,3 @@ def own_frames(traceback: str) -> list[Frame]:
 
 
 _HEAD = re.compile(r"^[ |+]*(?:Exception Group )?Traceback \(most recent call last\):$", re.M)
-    r"^[ |+]*(?:Exception Group )?Traceback \(most recent call last\):$", re.MULTILINE
-)
