@@ -86,6 +86,14 @@ def comes_next(
     return f"{text} {_comes_next(execution, now, retried)}" if is_driven(execution, now) else text
 
 
+def pause_of(execution: SagaExecution) -> SagaPause | None:
+    """What keeps an execution from going on, if anything does."""
+    if not execution.is_active:
+        return None
+    pauses = SagaPause.objects.using(execution._state.db).filter(saga=execution.saga)
+    return pauses.filter(step__in=["", execution.step]).order_by("step").first()
+
+
 def asked_to_cancel(execution: SagaExecution) -> str:
     """That it turns back as soon as the step in hand has ended, by whom and why; else empty."""
     if not execution.cancel_reason or execution.status not in (Status.PENDING, Status.RUNNING):

@@ -86,10 +86,46 @@ def test_an_operator_with_the_keyboard_alone_retries_a_stuck_one(operate: Opened
         press_to(page, page.locator("#result_list a"))
         press_to(page, page.get_by_role("link", name="Retry…"))
         expect_text(page, "#content", "It tries to undo Pack")
-        press_to(page, page.get_by_role("button", name="Yes, retry 1 execution"))
-        expect_text(page, ".messagelist", "1 execution was retried; now 1 failed.")
+        press_to(page, page.get_by_role("button", name="Retry"))
+        expect_text(page, ".messagelist", "Retry: done. It is failed now.")
         expect_text(page, ".saga-what", "No effect stands")
     assert SagaExecution.objects.get(pk=stuck.pk).status == "FAILED"
+
+
+def test_an_open_page_follows_the_execution_and_leaves_what_is_in_use(operate: Opened) -> None:
+    """What was unfolded stays unfolded, the focus where it was; and nothing is asked for at the
+    end."""
+    execution = lost_trip()
+    with operate() as page:
+        page.goto(f"{BASE}{execution.pk}/change/")
+        page.locator("#saga-mermaid summary").click()
+        page.get_by_role("link", name="Cancel…").focus()
+        other = page.context.new_page()
+        other.goto(f"{BASE}{execution.pk}/skip/")
+        other.fill("[name=reason]", "packed already")
+        other.get_by_role("button", name="Skip step").click()
+        expect_text(other, ".messagelist", "Skip step: done. It is completed now.")
+        page.bring_to_front()
+        expect_text(page, ".saga-what", "completed")
+        expect_text(page, "#saga-heard", "completed")
+        assert page.evaluate("document.querySelector('#saga-mermaid').open")
+        assert page.get_attribute("#content-main", "data-saga-every") is None
+
+
+def test_a_form_that_is_refused_keeps_what_was_typed(operate: Opened) -> None:
+    stuck = stuck_trip()
+    with operate(viewport={"width": 360, "height": 800}, java_script_enabled=False) as page:
+        page.goto(f"{BASE}{stuck.pk}/resolve/")
+        page.fill("[name=reason]", "the bag was found")
+        page.get_by_role("button", name="Resolve").click()
+        expect_text(page, "[role=alert]", "Nothing was done")
+        expect_text(page, ".errorlist", "Tick each effect")
+        assert page.input_value("[name=reason]") == "the bag was found"
+        page.get_by_label("Pack: stands").check()
+        page.get_by_role("button", name="Resolve").click()
+        expect_text(page, ".saga-next", "It was settled by hand")
+        page.get_by_role("button", name="Show it unmasked").click()
+        expect_text(page, "#context", "Nothing is masked here")
 
 
 def expect_rows(page: Page, number: int) -> None:
@@ -183,7 +219,8 @@ def test_each_status_can_be_read_in_both_themes(scheme: str, operate: Opened) ->
 def test_no_page_is_wider_than_the_screen(width: int, operate: Opened) -> None:
     stuck = stuck_trip()
     with operate(viewport={"width": width, "height": 800}) as page:
-        for address in (BASE, f"{BASE}{stuck.pk}/change/", f"{BASE}{stuck.pk}/retry/"):
+        ones = ("change", "retry", "resolve", "mark_done", "recover")
+        for address in (BASE, *(f"{BASE}{stuck.pk}/{verb}/" for verb in ones)):
             page.goto(address)
             wide = page.evaluate("document.documentElement.scrollWidth")
             assert wide <= width, address

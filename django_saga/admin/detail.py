@@ -21,11 +21,11 @@ from django_saga.admin.formats import JSON_LIMIT, span, status_badge
 from django_saga.admin.links import links_of
 from django_saga.exceptions import UnknownSaga
 from django_saga.masking import mask_json
-from django_saga.models import SagaAuditEntry, SagaExecution, SagaPause, SagaStepRecord
+from django_saga.models import SagaAuditEntry, SagaExecution, SagaStepRecord
 from django_saga.operations import VERBS
 from django_saga.operations.verbs import EDIT_CONTEXT
 from django_saga.operations.viewing import PERMISSION as VIEW_CONTEXT
-from django_saga.story import asked_to_cancel, comes_next, fates, happened, is_driven
+from django_saga.story import asked_to_cancel, comes_next, fates, happened, is_driven, pause_of
 
 VIEW_TRACEBACK = "django_saga.view_traceback_sagaexecution"
 RECORDS = 50  # on one page
@@ -53,12 +53,14 @@ def context_of(
     history = _history(request, records if traced else records.defer("traceback"))
     plan = fates(execution, now, tries)
     deeds = _deeds(execution)
+    pause = pause_of(execution)
     return {
         "execution": execution,
         "now": now,
         "badge": status_badge(execution),
         "happened": happened(execution, now),
-        "next": comes_next(execution, now, _is_retried(execution, chain), _pause(execution)),
+        "next": comes_next(execution, now, _is_retried(execution, chain), pause),
+        "pause": pause,
         "cancelled": asked_to_cancel(execution),
         "undefined": _undefined(execution),
         "troubles": errors_of(execution, records, traced=traced),
@@ -79,14 +81,6 @@ def context_of(
 
 def _is_retried(execution: SagaExecution, chain: list[SagaExecution]) -> bool:
     return bool(chain) and chain[-1].pk != execution.pk
-
-
-def _pause(execution: SagaExecution) -> SagaPause | None:
-    """What keeps it from going on, if anything does."""
-    if not execution.is_active:
-        return None
-    pauses = SagaPause.objects.using(execution._state.db).filter(saga=execution.saga)
-    return pauses.filter(step__in=["", execution.step]).order_by("step").first()
 
 
 def _every(execution: SagaExecution, now: datetime) -> int:

@@ -26,7 +26,7 @@ from django_saga.operations import VERBS
 from django_saga.operations.asking import audited
 from django_saga.operations.executing import read
 from django_saga.storage import DjangoSagaStorage
-from django_saga.story import attempts, comes_next, fates, happened
+from django_saga.story import asked_to_cancel, attempts, comes_next, fates, happened, pause_of
 from django_saga.verdicts import unsettled
 
 RECORDS = 200  # of an execution's history, the latest
@@ -54,7 +54,8 @@ def shown(options: dict[str, Any]) -> Document:
     found = {
         "execution": document(execution, EXECUTION),
         "happened": mask_text(happened(execution, now)),
-        "next": comes_next(execution, now, bool(retries)),
+        "next": mask_text(comes_next(execution, now, bool(retries), pause_of(execution))),
+        "cancelled": mask_text(asked_to_cancel(execution)),
         "possible": _possible(execution),
         "standing": [effect.step for effect in standing(execution.state)],
         **_steps(execution, now, storage),
