@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,12 @@ import pytest
 from django.conf import settings
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
+from django.db import connections
 from django.test import Client
 
-from django_saga.models import SagaExecution
+from django_saga import batches
+from django_saga.models import SagaAuditEntry, SagaExecution
+from django_saga.operations import RETRY
 from tests.operated import WORLD, completed_trip, driven_trip, failed_trip, lost_trip, stuck_trip
 
 if TYPE_CHECKING:
@@ -71,12 +75,61 @@ def test_an_operator_without_scripts_finds_and_retries_all_of_one_cause(operate:
         expect_rows(page, 3)
         page.get_by_role("link", name="Retry all that match…").click()
         expect_text(page, "#content", "3 start anew")
-        page.get_by_role("button", name="Yes, retry 3 executions").click()
-        expect_text(page, ".messagelist", "3 executions were retried; now 3 completed.")
+        page.get_by_label("Reason").fill("the bank is back")
+        page.get_by_role("button", name="Try one").click()
+        expect_text(page, ".saga-what", "1 of 3")
+        page.get_by_role("button", name="All the rest").click()
+        expect_text(page, ".saga-what", "finished")
+        expect_text(page, "#content", "3 completed")
     retried = SagaExecution.objects.exclude(retry_of=None)
     assert {r.retry_of_id for r in retried} == {execution.pk for execution in matching}
     assert SagaExecution.objects.get(pk=stuck.pk).status == "STUCK"
-    assert LogEntry.objects.count() == 3
+    assert LogEntry.objects.count() == 2
+    assert SagaAuditEntry.objects.filter(verb="retry", result="done").count() == 3
+
+
+def test_the_page_of_a_batch_follows_it_by_itself_and_keeps_the_focus(operate: Opened) -> None:
+    for _ in range(3):
+        failed_trip()
+    batch = batches.create(
+        RETRY,
+        SagaExecution.objects.all(),
+        user=None,
+        reason="the bank is back",
+        title="all",
+        rate=100.0,
+        allowed=None,
+    )
+    with operate() as page:
+        page.goto(f"/admin/django_saga/sagabatch/{batch.pk}/change/")
+        expect_text(page, ".saga-what", "0 of 3")
+        page.get_by_label("Remark").fill("lunch")
+        page.get_by_role("button", name="Stop").focus()
+        in_a_thread(lambda: batches.work(seconds=60, stopped=after(2)))
+        expect_text(page, ".saga-what", "1 of 3")
+        assert page.evaluate("document.activeElement.value") == "stop"
+        assert page.get_by_label("Remark").input_value() == "lunch"
+        in_a_thread(lambda: batches.work(seconds=60))
+        expect_text(page, ".saga-what", "finished")
+        expect_text(page, "#content", "3 completed")
+
+
+def after(times: int) -> Callable[[], bool]:
+    """Says no so many times, then yes."""
+    answers = iter([False] * times)
+    return lambda: next(answers, True)
+
+
+def in_a_thread(function: Callable[[], object]) -> None:
+    """Playwright's event loop runs in this one."""
+
+    def run() -> None:
+        function()
+        connections.close_all()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
 
 
 def test_an_operator_with_the_keyboard_alone_retries_a_stuck_one(operate: Opened) -> None:
@@ -175,8 +228,9 @@ def test_with_scripts_all_pages_are_selected_and_confirmed(operate: Opened) -> N
         page.check("#result_list tbody tr:first-child input")
         page.select_option("select[name=action]", "retry_selected")
         page.click("button[name=index]")
-        page.get_by_role("button", name="Yes, retry 1 execution").click()
-        expect_text(page, ".messagelist", "1 execution was retried; now 1 completed.")
+        page.get_by_label("Reason").fill("to see")
+        page.get_by_role("button", name="All 1").click()
+        expect_text(page, "#content", "1 completed")
     assert SagaExecution.objects.exclude(retry_of=None).count() == 1
 
 
@@ -218,9 +272,14 @@ def test_each_status_can_be_read_in_both_themes(scheme: str, operate: Opened) ->
 @pytest.mark.parametrize("width", [360, 1200])
 def test_no_page_is_wider_than_the_screen(width: int, operate: Opened) -> None:
     stuck = stuck_trip()
+    batch = batches.create(
+        RETRY, SagaExecution.objects.all(), user=None, reason="x" * 300, title="y" * 300
+    )
+    on_batch = f"/admin/django_saga/sagabatch/{batch.pk}/change/"
+    verbs = ("change", "retry", "resolve", "mark_done", "recover")
+    ones = [f"{BASE}{stuck.pk}/{verb}/" for verb in verbs]
     with operate(viewport={"width": width, "height": 800}) as page:
-        ones = ("change", "retry", "resolve", "mark_done", "recover")
-        for address in (BASE, *(f"{BASE}{stuck.pk}/{verb}/" for verb in ones)):
+        for address in (BASE, *ones, f"{BASE}retry/", on_batch):
             page.goto(address)
             wide = page.evaluate("document.documentElement.scrollWidth")
             assert wide <= width, address

@@ -317,13 +317,13 @@ def test_an_error_that_is_none_of_ours_is_logged_and_skips_the_item(
 
     def authorize(user: Any, verb: str, execution: SagaExecution) -> bool:
         if execution.pk == bad.pk:
-            raise RuntimeError("the directory\0 is down")
+            raise RuntimeError("the directory\0 is down: ldap://root:hunter2@here")
         return True
 
     settings.DJANGO_SAGA = {"AUTHORIZE": authorize}
     batch = create(user=operator("retry"))
     assert work(batch) == {"skipped": 1, "done": 1}
-    assert items(batch)[0].why == "RuntimeError: the directory is down"
+    assert items(batch)[0].why == "RuntimeError: the directory is down: ldap://root:********@here"
     assert "the directory" in caplog.text
 
 

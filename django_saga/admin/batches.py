@@ -102,12 +102,12 @@ class SagaBatchAdmin(_Admin):
         request.current_app = self.admin_site.name
         context = {
             **self.admin_site.each_context(request),
-            "title": f"{_label(batch)}: {batch.title}",
+            "title": _("Batch: %(verb)s") % {"verb": _label(batch)},
             "opts": self.opts,
             "media": self.media,
             "has_view_permission": True,
             "preserved_filters": self.get_preserved_filters(request),
-            "original": batch,
+            "original": _label(batch),
             "batch": batch,
             "verb": _label(batch),
             "badge": self.status_shown(batch),

@@ -23,6 +23,7 @@ from django.db.models import DateTimeField, ExpressionWrapper, F, Q, QuerySet
 from django_saga.conf import conf
 from django_saga.exceptions import SagaError, StorageUnavailable
 from django_saga.flow import driver_name
+from django_saga.masking import mask_text
 from django_saga.models import SagaAuditEntry, SagaBatch, SagaBatchItem, SagaExecution
 from django_saga.operations import BULK, RETRY, Asked, Operator, retry_id
 from django_saga.operations.asking import audited, permit
@@ -240,7 +241,7 @@ class _Turn:
     ) -> None:
         waiting = self._items.filter(pk=item.pk, state=State.WAITING)
         columns: dict[str, Any] = {"state": state, "result_id": result_id}
-        columns["why"] = why.replace("\0", "")[:500]  # PostgreSQL stores no NUL
+        columns["why"] = mask_text(why).replace("\0", "")[:500]  # PostgreSQL stores no NUL
         if waiting.update(**columns, done_at=DatabaseNow()):
             self.came[state.value] += 1
 
