@@ -21,6 +21,7 @@ from django.utils.translation import gettext_lazy as _
 from django_saga.admin import detail, verbs
 from django_saga.admin.changelist import ExecutionChangeList, OpenPaginator, page_of, uuid_of
 from django_saga.admin.confirming import Confirming
+from django_saga.admin.exporting import Exporting
 from django_saga.admin.filters import (
     ErrorFilter,
     GroupFilter,
@@ -46,7 +47,7 @@ TEMPLATES = "admin/django_saga/sagaexecution"
 
 
 @admin.register(SagaExecution)
-class SagaExecutionAdmin(Confirming, _Admin):
+class SagaExecutionAdmin(Exporting, Confirming, _Admin):
     """Executions can be seen, retried and recovered; none can be added, edited or deleted."""
 
     list_display = ("status_shown", "saga_shown", "step_shown", "error_shown", "age", "took")
@@ -218,9 +219,11 @@ class SagaExecutionAdmin(Confirming, _Admin):
         ours = [
             path("<uuid:saga_id>/job/", wrap(self.job_view), name=f"{base}_job"),
             path("<uuid:saga_id>/context/", wrap(self.context_view), name=f"{base}_context"),
+            path("export/", wrap(self.export_view), name=f"{base}_export"),
         ]
         for verb in VERBS.values():
             view = wrap(partial(verbs.verb_view, self, verb=verb))
+
             ours.append(path(f"<uuid:saga_id>/{verb.name}/", view, name=f"{base}_{verb.name}"))
         for verb in BULK.values():
             view = wrap(partial(self.many_view, verb=verb))
