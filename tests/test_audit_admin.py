@@ -180,7 +180,7 @@ def test_another_filter_begins_at_the_first_page(
 def test_counts_stop_at_a_limit_and_a_page_takes_few_queries(
     auditor: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keyed, "COUNTED", 3)
+    monkeypatch.setattr(keyed, "CAP", 3)
     for _ in range(3):
         entry()
     assert "3 entries" in page(auditor)

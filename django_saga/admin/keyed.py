@@ -9,8 +9,9 @@ from django.core.paginator import Paginator
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
+from django_saga.counts import CAP
+
 BEFORE, AFTER = "before", "after"
-COUNTED = 10_000  # rows, up to which they are counted
 
 
 class KeyedChangeList(ChangeList):
@@ -54,8 +55,8 @@ class KeyedChangeList(ChangeList):
     @property
     def count(self) -> str:
         """How many match, up to a limit."""
-        number = self.queryset.order_by()[: COUNTED + 1].count()
-        return f"{COUNTED:,}+" if number > COUNTED else f"{number:,}"
+        number = self.queryset.order_by()[: CAP + 1].count()
+        return f"{CAP:,}+" if number > CAP else f"{number:,}"
 
     @property
     def newer(self) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from django import forms
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
-from django.db import connections, transaction
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
@@ -21,6 +21,7 @@ from django.utils.translation import gettext_lazy
 
 from django_saga import registry
 from django_saga.admin.formats import name
+from django_saga.admin.views import outside_transactions
 from django_saga.exceptions import SagaError
 from django_saga.models import SagaPause
 from django_saga.operations import pause, resume
@@ -206,15 +207,7 @@ class SagaPauseAdmin(_Admin):
         return reverse(f"admin:{BASE}_{page}", args=args, current_app=self.admin_site.name)
 
     def get_urls(self) -> list[URLPattern]:
-        def wrap(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-            def wrapper(request: HttpRequest, **kwargs: Any) -> HttpResponse:
-                return self.admin_site.admin_view(view)(request, **kwargs)
-
-            # Under ATOMIC_REQUESTS the entry of a refusal would be rolled back with the request.
-            for alias in connections:
-                transaction.non_atomic_requests(alias)(wrapper)
-            return wrapper
-
+        wrap = partial(outside_transactions, self.admin_site)
         ours = [
             path("pause/", wrap(self.pause_view), name=f"{BASE}_pause"),
             path("<int:pk>/resume/", wrap(self.resume_view), name=f"{BASE}_resume"),

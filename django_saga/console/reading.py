@@ -5,10 +5,12 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from django.db.models import Exists, Max, Min, OuterRef, Q
+from django.db.models import Q, QuerySet
 
+from django_saga import groups as causes
 from django_saga.console.asking import asked, permit_to_see
 from django_saga.console.choosing import all_executions, filtered
+from django_saga.counts import CAP
 from django_saga.documents import (
     AUDIT,
     EXECUTION,
@@ -27,11 +29,10 @@ from django_saga.operations.asking import audited
 from django_saga.operations.executing import read
 from django_saga.storage import DjangoSagaStorage
 from django_saga.story import asked_to_cancel, attempts, comes_next, fates, happened, pause_of
-from django_saga.verdicts import unsettled
+
 
 RECORDS = 200  # of an execution's history, the latest
 OTHERS = 20  # retries and audit entries of one execution
-COUNTED = 10_000  # up to which a group is counted
 VIEW_CONTEXT = "django_saga.view_context_sagaexecution"
 
 
@@ -102,24 +103,30 @@ def _context(execution: SagaExecution, options: dict[str, Any]) -> Any:
 def groups(options: dict[str, Any]) -> Document:
     """Causes with executions that nobody has dealt with, those seen last first."""
     permit_to_see(options, "sagafailuregroup")
-    left = all_executions().filter(unsettled())
-    rows = SagaFailureGroup.objects.using(left.db).filter(
-        Exists(left.filter(failure_group=OuterRef("pk")))
-    )
-    found = [_group(row) for row in rows.order_by("-first_seen")[: options["limit"] + 1]]
-    return {"groups": found[: options["limit"]], "more": len(found) > options["limit"]}
+    rows, limit = all_executions(), options["limit"]
+    ids = causes.live(rows)
+    which = SagaFailureGroup.objects.using(rows.db).filter(pk__in=ids)
+    found = causes.seen(which, rows)
+    return {"groups": _groups(found[:limit], rows), "more": len(found) > limit}
 
 
-def _group(group: SagaFailureGroup) -> Document:
-    rows = all_executions().filter(unsettled(), failure_group=group.pk)
-    times = rows.aggregate(oldest=Min("created_at"), newest=Max("created_at"))
-    count = rows.order_by()[: COUNTED + 1].count()
-    return {
-        **document(group, GROUP),
-        "count": min(count, COUNTED),
-        "count_is_more": count > COUNTED,
-        **{name: at and at.isoformat() for name, at in times.items()},
-    }
+def _groups(found: list[causes.Seen], rows: QuerySet[SagaExecution]) -> list[Document]:
+    if not found:
+        return []
+    numbers = causes.numbers(rows, [seen.group.pk for seen in found], found[0].now)
+    return [
+        {
+            **document(seen.group, GROUP),
+            "count": min(numbers[seen.group.pk].total, CAP),
+            "count_is_more": numbers[seen.group.pk].total > CAP,
+            "last_hour": numbers[seen.group.pk].last_hour,
+            "last_day": numbers[seen.group.pk].last_day,
+            "oldest": seen.oldest.isoformat(),
+            "newest": seen.newest.isoformat(),
+            "next": causes.next_action(seen.group),
+        }
+        for seen in found
+    ]
 
 
 def pauses(options: dict[str, Any]) -> Document:

@@ -105,6 +105,7 @@ def _groups(document: Document) -> Iterator[str]:
         error = f"{group['error_type']}: {group['message']}"
         known = "" if group["outcome"] == "FAILED" else f"outcome {group['outcome']}"
         yield _line(count, group["id"], where, error, group["frame"], known)
+        yield f"    {plain(group['next'])}"
     yield from _more(document, "groups")
 
 

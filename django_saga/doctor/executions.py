@@ -16,15 +16,16 @@ from django.utils.translation import ngettext
 
 from django_saga import registry
 from django_saga.conf import conf
+from django_saga.counts import CAP
 from django_saga.doctor.finding import Finding
 from django_saga.exceptions import UnknownSaga
+from django_saga.heartbeats import lateness
 from django_saga.machine import ACTIVE
-from django_saga.models import SagaBatch, SagaExecution, SagaHeartbeat
+from django_saga.models import SagaBatch, SagaExecution
 from django_saga.spans import span
 from django_saga.storage import DjangoSagaStorage
 from django_saga.verdicts import DatabaseNow, overdue, unsettled
 
-COUNTED = 10_000  # rows up to which they are counted
 NAMED = 50_000  # active rows whose names are looked at, the oldest
 READ = 1_000  # active rows that are read as a whole, the oldest
 SAID = 5  # names or ids in a finding
@@ -32,15 +33,14 @@ SAID = 5  # names or ids in a finding
 
 def recovery() -> Iterator[Finding]:
     """When recovery ran last."""
-    beats = SagaHeartbeat.objects.using(_alias()).filter(name="recovery")
-    beat = beats.annotate(now=DatabaseNow()).first()
+    last = lateness()
     todo = _("Run manage.py recover_sagas every minute, or with --watch as a service.")
-    if beat is None:
+    if last.age is None:
         yield Finding("recovery", "error", _("Recovery has never run."), todo)
         return
-    age, limit = beat.now - beat.at, timedelta(seconds=max(600.0, 3 * (beat.every or 0.0)))
-    what = _("Recovery ran %(age)s ago, by %(driver)s.") % {"age": span(age), "driver": beat.driver}
-    if age > limit:
+    facts = {"age": span(last.age), "driver": last.driver}
+    what = _("Recovery ran %(age)s ago, by %(driver)s.") % facts
+    if last.late:
         yield Finding("recovery", "error", what, todo)
     else:
         yield Finding("recovery", "ok", what)
@@ -155,8 +155,8 @@ def batches() -> Iterator[Finding]:
 
 def _counted(rows: QuerySet[Any]) -> tuple[int, str]:
     """How many there are, up to a limit, as a number and as it is written."""
-    number = rows.order_by()[: COUNTED + 1].count()
-    return number, f"{COUNTED:,}+" if number > COUNTED else str(number)
+    number = rows.order_by()[: CAP + 1].count()
+    return number, f"{CAP:,}+" if number > CAP else str(number)
 
 
 def _active() -> QuerySet[SagaExecution]:
