@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import io
 import json
+import re
 import subprocess
 import sys
 import uuid
@@ -16,6 +17,7 @@ import pytest
 from django.contrib.auth.models import Permission, User
 from django.core.management import CommandError, call_command
 
+from django_saga.doctor import report
 from django_saga.models import (
     SagaAuditEntry,
     SagaExecution,
@@ -24,6 +26,7 @@ from django_saga.models import (
     SagaStepRecord,
 )
 from django_saga.operations import VERBS, pause
+from tests.conftest import ROOT
 from tests.operated import (
     WORLD,
     TripSaga,
@@ -493,3 +496,32 @@ def test_secrets_are_shown_masked(monkeypatch: pytest.MonkeyPatch) -> None:
         assert secret not in said(*what, "--json")
     changed(failed, saga="gone.Saga")
     assert set(answer("show", failed.pk, "--context")["context"].values()) == {"********"}
+
+
+def test_every_key_of_the_documents_is_documented() -> None:
+    text = (ROOT / "docs" / "commands.rst").read_text()
+    documented = set(re.findall(r"``(\w+)``", text))
+    failed = failed_trip()
+    answer("retry", failed.pk)
+    pause(SAGA)
+    asked = [
+        ["list", "--status", "all"],
+        ["show", failed.pk],
+        ["groups"],
+        ["pauses"],
+        ["audit"],
+        ["retry", "--saga", SAGA, "--dry-run"],
+        ["resume", SAGA, "--dry-run"],
+    ]
+    stuck_trip()
+    for arguments in asked:
+        assert keys(answer(*arguments)) - documented == set(), arguments
+    findings = report()["findings"]
+    assert {finding["name"] for finding in findings} - documented == set()
+
+
+def keys(value: Any) -> set[str]:
+    """Every key in it, at whatever depth."""
+    if isinstance(value, dict):
+        return set(value).union(*map(keys, value.values()))
+    return set().union(*map(keys, value)) if isinstance(value, list) else set()
