@@ -70,7 +70,9 @@ def pages() -> dict[str, Any]:
         "groups": lambda: changelist("sagafailuregroup"),
         "one group": lambda: reverse("admin:django_saga_sagafailuregroup_change", args=[group()]),
         "list of a group": lambda: changelist("sagaexecution", f"?group={group()}&status=all"),
-        "what is unsettled": lambda: changelist("sagaexecution", "?status=unsettled"),
+        "what is stuck": lambda: changelist("sagaexecution", "?status=open-STUCK"),
+        "what has failed": lambda: changelist("sagaexecution", "?status=open-FAILED"),
+        "overview": lambda: reverse("admin:app_list", args=["django_saga"]),
         "running one": lambda: one(status="RUNNING"),
     }
 

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 Executions = QuerySet[SagaExecution]
 Status = SagaExecution.Status
+OPEN = [
+    ("open-STUCK", _("stuck, not dealt with")),
+    ("open-FAILED", _("failed, not dealt with")),
+]
 SAMPLE = 500  # of the newest failures, from which choices are taken
 
 
@@ -33,7 +37,7 @@ class StatusFilter(admin.SimpleListFilter):
         return [
             ("all", _("all")),
             ("overdue", _("without a driver")),
-            ("unsettled", _("not dealt with")),
+            *OPEN,
             *((status.value, status.label) for status in reversed(Status)),
         ]
 
@@ -46,8 +50,8 @@ class StatusFilter(admin.SimpleListFilter):
         value = self.value()
         if value == "overdue":
             return queryset.filter(overdue())
-        if value == "unsettled":
-            return queryset.filter(unsettled())
+        if value in dict(OPEN):
+            return queryset.filter(unsettled(), status=value.removeprefix("open-"))
         if value in Status.values:
             return queryset.filter(status=value)
         if value is None and not self.searches:
@@ -62,6 +66,8 @@ class StatusFilter(admin.SimpleListFilter):
             "display": _("needs attention"),
         }
         for value, title in self.lookup_choices:
+            if value in dict(OPEN) and value != chosen:
+                continue  # the overview leads there
             yield {
                 "selected": chosen == value,
                 "query_string": changelist.get_query_string({self.parameter_name: value}),

@@ -115,6 +115,25 @@ class Shown:
         return moment(at, _("%(time)s ago") % {"time": span(ago)})
 
 
+def show(
+    site: admin.AdminSite, executions: QuerySet[SagaExecution], found: list[groups.Seen]
+) -> list[Shown]:
+    """These groups with their numbers; one query."""
+    if not found:
+        return []
+    numbers = groups.numbers(executions, [each.group.pk for each in found], found[0].now)
+    list_of = sites.address(site, sites.EXECUTIONS)
+    return [
+        Shown(
+            each,
+            numbers[each.group.pk],
+            sites.address(site, "sagafailuregroup", "change", each.group.pk),
+            f"{list_of}?group={each.group.pk}&status=all" if list_of else "",
+        )
+        for each in found
+    ]
+
+
 class GroupForm(forms.Form):
     """What can be changed about a group."""
 
@@ -176,7 +195,7 @@ class SagaFailureGroupAdmin(_Admin):
         page = _page(request, len(open_groups))
         chosen = open_groups[page * PER_PAGE : (page + 1) * PER_PAGE]
         muted = [each for each in found if each.muted][:PER_PAGE]
-        shown = self._shown(executions, [*chosen, *muted])
+        shown = show(self.admin_site, executions, [*chosen, *muted])
         context = {
             **self._page_context(request, _("Failure groups")),
             "groups": shown[: len(chosen)],
@@ -190,21 +209,6 @@ class SagaFailureGroupAdmin(_Admin):
             **(extra_context or {}),
         }
         return TemplateResponse(request, f"{TEMPLATES}/change_list.html", context)
-
-    def _shown(self, executions: QuerySet[SagaExecution], found: list[groups.Seen]) -> list[Shown]:
-        if not found:
-            return []
-        numbers = groups.numbers(executions, [each.group.pk for each in found], found[0].now)
-        return [self._show(each, numbers[each.group.pk]) for each in found]
-
-    def _show(self, each: groups.Seen, numbers: groups.Numbers) -> Shown:
-        list_of = sites.address(self.admin_site, sites.EXECUTIONS)
-        return Shown(
-            each,
-            numbers,
-            sites.address(self.admin_site, "sagafailuregroup", "change", each.group.pk),
-            f"{list_of}?group={each.group.pk}&status=all" if list_of else "",
-        )
 
     # One
 
@@ -230,12 +234,11 @@ class SagaFailureGroupAdmin(_Admin):
             return HttpResponseRedirect(request.get_full_path())
         executions = self.executions(request)
         seen = groups.seen(self.get_queryset(request).filter(pk=found.pk), executions)
-        numbers = groups.numbers(executions, [found.pk], found.now)[found.pk]
         each = seen[0] if seen else groups.Seen(found, found.now, found.first_seen, found.now)
         context = {
             **self._page_context(request, str(found)),
             "original": found,
-            "shown": self._show(each, numbers),
+            "shown": show(self.admin_site, executions, [each])[0],
             "form": form if self.has_change_permission(request) else None,
             "note_only": found.note,
             **self._behind(request, executions, found),

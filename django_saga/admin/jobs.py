@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import dataclass
 from uuid import UUID
 
 from django.apps import apps
@@ -9,6 +11,47 @@ from django.urls import NoReverseMatch, reverse
 
 from django_saga.backends import get_backend
 from django_saga.conf import conf
+
+logger = logging.getLogger("django_saga.admin")
+
+PATIENCE = 2.0  # seconds that a page waits for Redis
+
+
+@dataclass
+class Queue:
+    """How the queue of saga jobs stands."""
+
+    name: str
+    workers: int = 0
+    waiting: int = 0
+    error: str = ""
+
+    @property
+    def deserted(self) -> bool:
+        """Whether jobs wait and nobody works."""
+        return bool(self.waiting) and not self.workers
+
+
+def queue_facts() -> Queue | None:
+    """Workers and waiting jobs; None where RQ is not used. Redis away is an error to show."""
+    if not apps.is_installed("django_rq") or not get_backend().queues:
+        return None
+    facts = Queue(conf.QUEUE)
+    try:
+        from django_rq.queues import get_queue
+        from rq import Worker
+
+        from django_saga.rq import _connection
+
+        connection = _connection(conf.QUEUE)
+        connection.connection_pool.connection_kwargs.setdefault("socket_timeout", PATIENCE)
+        queue = get_queue(conf.QUEUE, connection=connection)
+        facts.waiting = queue.count
+        facts.workers = Worker.count(connection=connection, queue=queue)
+    except Exception as error:  # whatever Redis, or the way to it, raises
+        logger.warning("The overview cannot ask Redis: %s", error)
+        facts.error = type(error).__name__
+    return facts
 
 
 def has_jobs() -> bool:
