@@ -18,7 +18,9 @@ from django_saga.exceptions import SagaError
 from django_saga.saga import default_container
 from django_saga.steps import SagaStepHandler
 from django_saga.storage.sql import DIALECTS
+from django_saga.telling import problems
 from django_saga.texts import shown
+
 
 
 @register("django_saga")
@@ -35,6 +37,9 @@ def check_settings(
         found.append(
             Error(f"DJANGO_SAGA has an unknown key {key!r}.", hint=hint, id="django_saga.E001")
         )
+    for problem in problems(given.get("ALERTS", {})):
+        text = f"DJANGO_SAGA['ALERTS'] {problem}."
+        found.append(Error(text, id="django_saga.E002"))
     try:
         default_container()
     except SagaError as error:

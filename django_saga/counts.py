@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from django.conf import settings
 from django.core.exceptions import EmptyResultSet
 from django.db import connections
 from django.db.models import Case, IntegerField, QuerySet, Value, When
@@ -63,3 +64,9 @@ def hours_ago(now: datetime) -> Case:
 def by_hour(counter: Counter[int]) -> list[int]:
     """Counts by hours ago as :func:`hours_ago` gives them, the oldest first."""
     return [counter[ago] for ago in reversed(range(HOURS))]
+
+
+def utc_now() -> datetime:
+    """This process's clock, as the storage's times are stored."""
+    now = datetime.now(UTC)
+    return now if settings.USE_TZ else now.replace(tzinfo=None)

@@ -30,6 +30,7 @@ from rq.serializers import JSONSerializer
 from rq.utils import decode_redis_hash
 
 from django_saga import batches
+from django_saga.alerts import attended
 from django_saga.backends import Backend
 from django_saga.batches.creating import ring
 from django_saga.batches.driving import is_running
@@ -42,7 +43,6 @@ from django_saga.exceptions import (
     SagaNotFound,
     SagaPaused,
 )
-from django_saga.heartbeats import beat
 from django_saga.recovery import recover_saga, sweep
 from django_saga.saga import Saga
 from django_saga.texts import shown, told
@@ -142,9 +142,9 @@ def sweep_sagas() -> None:
     """
     close_old_connections()
     try:
-        beat()
-        for recovered in sweep():
-            logger.info("%s: %s", recovered.saga_id, recovered.status)
+        with attended():
+            for recovered in sweep():
+                logger.info("%s: %s", recovered.saga_id, recovered.status)
         batches.work(seconds=BATCH_SECONDS)
     finally:
         close_old_connections()

@@ -3,6 +3,9 @@
 ``sender`` is the saga class. ``execution`` is the :class:`~django_saga.models.SagaExecution`; the
 ``step_*`` signals also carry ``record``, the :class:`~django_saga.models.SagaStepRecord`. A process
 that dies right after a commit sends nothing: what must not be missed belongs into a step.
+
+``saga_alert`` is another: sweeps of recovery send it, with ``alert``, the
+:class:`~django_saga.telling.Alert` that somebody is to hear of.
 """
 
 from __future__ import annotations
@@ -18,3 +21,4 @@ saga_completed = Signal()
 saga_failed = Signal()
 saga_stuck = Signal()
 saga_recovered = Signal()  # taken over from a driver that was lost
+saga_alert = Signal()

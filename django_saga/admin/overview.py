@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
-from django.conf import settings
 from django.contrib.admin.sites import AdminSite, all_sites
 from django.db.models import Case, CharField, IntegerField, Q, QuerySet, Value, When
 from django.http import HttpRequest
@@ -22,7 +21,8 @@ from django_saga.admin.formats import badge, moment, name, span
 from django_saga.admin.groups import Shown, show
 from django_saga.admin.jobs import queue_facts
 from django_saga.admin.tempo import tempo
-from django_saga.counts import CAP, HOURS, by_hour, hours_ago, tally
+from django_saga.alerts import tell_late
+from django_saga.counts import CAP, HOURS, by_hour, hours_ago, tally, utc_now
 from django_saga.heartbeats import Lateness, lateness
 from django_saga.machine import ACTIVE
 from django_saga.models import SagaBatch, SagaExecution, SagaFailureGroup, SagaPause
@@ -42,10 +42,11 @@ def overview_of(request: HttpRequest) -> dict[str, Any] | None:
     site = next((s for s in all_sites if s.name == getattr(request, "current_app", None)), None)
     if site is None or not sites.may_see(site, request):
         return None
-    executions, now = sites.executions_of(site, request), _now()
+    executions, now = sites.executions_of(site, request), utc_now()
     numbers = Numbers.of(executions, now)
     to = _Links(site)
     recovery = lateness()
+    tell_late(recovery)  # sweeps that do not come cannot say so
     return {
         "first": _first(numbers, to),
         "recovery": _recovery(recovery),
@@ -62,11 +63,6 @@ def overview_of(request: HttpRequest) -> dict[str, Any] | None:
         "queue": queue_facts(),
         "tempo": tempo(executions, now, to.steps),
     }
-
-
-def _now() -> datetime:
-    now = datetime.now(UTC)
-    return now if settings.USE_TZ else now.replace(tzinfo=None)
 
 
 class _Links:

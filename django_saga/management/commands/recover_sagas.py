@@ -21,10 +21,10 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, close_old_connections
 
 from django_saga import batches, registry
+from django_saga.alerts import attended
 from django_saga.backends import get_backend
 from django_saga.conf import conf
 from django_saga.exceptions import SagaError, StorageUnavailable
-from django_saga.heartbeats import beat
 from django_saga.machine import Status
 from django_saga.recovery import Recovered, sweep
 from django_saga.saga import default_storage
@@ -139,14 +139,13 @@ class Command(BaseCommand):
 
     def _sweep(self, stop: Stop) -> Tally:
         tally = Tally()
-        if self.options["saga"] is None:
-            beat(every=self.options["watch"])
         found = sweep(
             limit=self.options["limit"],
             saga=self.options["saga"],
             inline=True if self.options["inline"] else False if self.options["enqueue"] else None,
         )
-        with closing(found), self._quiet_handlers(), self._progress(tally) as show:
+        around = attended(whole=self.options["saga"] is None, every=self.options["watch"])
+        with around, closing(found), self._quiet_handlers(), self._progress(tally) as show:
             try:
                 for recovered in found:
                     tally.recovered.append(recovered)
