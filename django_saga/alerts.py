@@ -23,6 +23,7 @@ from django_saga.heartbeats import Lateness, beat, lateness
 from django_saga.models import SagaAlert, SagaExecution, SagaFailureGroup
 from django_saga.storage import DjangoSagaStorage
 from django_saga.telling import Alert, deliver
+from django_saga.texts import told, traced
 from django_saga.verdicts import unsettled
 
 logger = logging.getLogger("django_saga.alerts")
@@ -86,7 +87,7 @@ def look() -> None:
 
 def _log(what: str, error: Exception) -> None:
     away = isinstance(error, DatabaseError)
-    logger.error("%s: %s", what, error, exc_info=not away)
+    logger.error("%s: %s", what, told(error) if away else traced(error))
 
 
 def _stuck(executions: Any) -> Iterator[Alert]:
@@ -162,8 +163,8 @@ def _not_told(found: list[Alert]) -> list[Alert]:
     if not found:
         return []
     rows = SagaAlert.objects.using(DjangoSagaStorage().alias)
-    told = set(rows.filter(pk__in=[alert.key for alert in found]).values_list("pk", flat=True))
-    new = [alert for alert in found if alert.key not in told]
+    known = set(rows.filter(pk__in=[alert.key for alert in found]).values_list("pk", flat=True))
+    new = [alert for alert in found if alert.key not in known]
     if not new:
         return []
     lately = rows.filter(created_at__gt=timezone.now() - QUIET).values_list("pk", flat=True)

@@ -12,6 +12,7 @@ from django_saga.conf import conf
 from django_saga.flow import driver_name
 from django_saga.models import SagaHeartbeat
 from django_saga.storage import DjangoSagaStorage
+from django_saga.texts import told
 from django_saga.verdicts import DatabaseNow
 
 logger = logging.getLogger("django_saga.recovery")
@@ -60,7 +61,7 @@ def beat(*, every: float | None = None, storage: DjangoSagaStorage | None = None
     try:
         _upsert(every, (storage or DjangoSagaStorage()).alias)
     except Exception as error:
-        logger.warning("When recovery ran could not be noted: %s", error)
+        logger.warning("When recovery ran could not be noted: %s", told(error))
 
 
 def _upsert(every: float | None, alias: str) -> None:

@@ -178,8 +178,12 @@ def main() -> None:
     stuck = SagaExecution.objects.filter(status="STUCK").order_by("-created_at")[0].pk
     lost = SagaExecution.objects.get(status="RUNNING").pk
     failed = SagaExecution.objects.filter(status="FAILED", error_type="CardDeclined")[0].pk
+    group = SagaExecution.objects.get(pk=stuck).failure_group
     base = "/admin/django_saga/sagaexecution/"
     screens = {
+        "overview": "/admin/django_saga/",
+        "groups": "/admin/django_saga/sagafailuregroup/",
+        "group": f"/admin/django_saga/sagafailuregroup/{group}/change/",
         "list": base,
         "list-all": f"{base}?status=all",
         "detail-stuck": f"{base}{stuck}/change/",

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
+APP = "/admin/django_saga/"
 BASE = "/admin/django_saga/sagaexecution/"
+GROUPS = "/admin/django_saga/sagafailuregroup/"
 Opened = Callable[..., AbstractContextManager["Page"]]
 
 
@@ -279,7 +281,8 @@ def test_no_page_is_wider_than_the_screen(width: int, operate: Opened) -> None:
     verbs = ("change", "retry", "resolve", "mark_done", "recover")
     ones = [f"{BASE}{stuck.pk}/{verb}/" for verb in verbs]
     with operate(viewport={"width": width, "height": 800}) as page:
-        for address in (BASE, *ones, f"{BASE}retry/", on_batch):
+        for address in (BASE, *ones, f"{BASE}retry/", on_batch, APP, GROUPS, group_page(stuck)):
+
             page.goto(address)
             wide = page.evaluate("document.documentElement.scrollWidth")
             assert wide <= width, address
@@ -288,6 +291,47 @@ def test_no_page_is_wider_than_the_screen(width: int, operate: Opened) -> None:
             box = page.locator(f"#result_list .field-{column}").bounding_box()
             assert box is not None
             assert box["x"] + box["width"] <= width, column
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_overview_and_the_groups_can_be_read_in_both_themes(
+    scheme: str, operate: Opened
+) -> None:
+    """A contrast of 4.5 to 1 at least, of what is red too."""
+    for make in (failed_trip, lost_trip):
+        make()
+    stuck = stuck_trip()
+    ratios = {}
+    with operate(color_scheme=scheme) as page:
+        for address in (APP, GROUPS, group_page(stuck)):
+            page.goto(address)
+            for box in page.locator(".saga-badge, .saga-cards a, .saga-late").all():
+                ratios[box.text_content()] = box.evaluate(CONTRAST)
+    assert len(ratios) >= 10
+    assert min(ratios.values()) >= 4.5, ratios
+
+
+def group_page(execution: SagaExecution) -> str:
+    return f"{GROUPS}{execution.failure_group}/change/"
+
+
+def test_the_way_from_the_overview_to_a_retry_of_a_group_is_three_clicks(operate: Opened) -> None:
+    failures = [failed_trip() for _ in range(3)]
+    stuck_trip()
+    with operate(java_script_enabled=False) as page:
+        page.goto(APP)
+        page.locator(f"h3 a[href$='{failures[0].failure_group}/change/']").click()
+        expect_text(page, ".saga-next", "retry anew once the cause is gone")
+        page.get_by_role("link", name="Retry: 3…").click()
+        expect_text(page, "#content", "3 start anew")
+        page.goto(group_page(failures[0]))
+        page.fill("[name=note]", "The bank mends it.")
+        page.fill("[name=mute]", "2")
+        page.get_by_role("button", name="Save").click()
+        expect_text(page, ".messagelist", "The group is muted for 2 hours.")
+        page.goto(GROUPS)
+        page.get_by_text("1 muted group").click()
+        expect_text(page, ".saga-muted", "The bank mends it.")
 
 
 INK = """box => {

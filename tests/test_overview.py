@@ -180,7 +180,7 @@ def test_what_is_more_than_was_looked_at_gets_a_plus(
 def test_recovery_that_is_late_is_red_with_the_command_to_run(operator: Client) -> None:
     html = overview(operator)
     assert "Recovery is late. It has never run." in text(html)
-    assert "<code>python manage.py recover_sagas --watch 30</code>" in html
+    assert "Run it: python manage.py recover_sagas --watch 30" in text(html)
     beat()
     html = overview(operator)
     assert "is late" not in html

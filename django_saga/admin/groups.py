@@ -95,7 +95,7 @@ class Shown:
 
     @property
     def first_seen(self) -> SafeString:
-        return self._ago(self.group.first_seen)
+        return self._ago(min(self.group.first_seen, self.seen.oldest))
 
     @property
     def last_seen(self) -> SafeString:
@@ -258,10 +258,18 @@ class SagaFailureGroupAdmin(_Admin):
             rows = rows.annotate(**{f"{verb.name}_verdict": verb.verdict()})
         latest: Any = list(
             rows.only(
-                "saga", "status", "created_at", "step", "failed_step", "error_message"
+                "saga",
+                "status",
+                "created_at",
+                "step",
+                "failed_step",
+                "error_message",
+                "stuck_reason",
             ).annotate(now=DatabaseNow())[:LATEST]
         )
         for execution in latest:
+            execution.short = f"…{str(execution.pk)[-12:]}"
+            execution.said = execution.stuck_reason or execution.error_message
             execution.badge = status_badge(execution)
             execution.age = moment(execution.created_at, span(execution.now - execution.created_at))
             execution.url = sites.address(self.admin_site, sites.EXECUTIONS, "change", execution.pk)

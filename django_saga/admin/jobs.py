@@ -11,6 +11,7 @@ from django.urls import NoReverseMatch, reverse
 
 from django_saga.backends import get_backend
 from django_saga.conf import conf
+from django_saga.texts import told
 
 logger = logging.getLogger("django_saga.admin")
 
@@ -49,7 +50,7 @@ def queue_facts() -> Queue | None:
         facts.waiting = queue.count
         facts.workers = Worker.count(connection=connection, queue=queue)
     except Exception as error:  # whatever Redis, or the way to it, raises
-        logger.warning("The overview cannot ask Redis: %s", error)
+        logger.warning("The overview cannot ask Redis: %s", told(error))
         facts.error = type(error).__name__
     return facts
 

@@ -34,7 +34,6 @@ Status = SagaExecution.Status
 HOURLY = 1_000  # executions of one hour that are looked at
 GROUPS = 5  # that are shown
 PAUSES = 50
-COMMAND = "python manage.py recover_sagas --watch 30"
 
 
 def overview_of(request: HttpRequest) -> dict[str, Any] | None:
@@ -51,7 +50,6 @@ def overview_of(request: HttpRequest) -> dict[str, Any] | None:
         "first": _first(numbers, to),
         "recovery": _recovery(recovery),
         "late": recovery.late,
-        "command": COMMAND,
         "groups": _groups(site, request, executions),
         "groups_url": to.groups if sites.may_see(site, request, SagaFailureGroup) else "",
         "statuses": _statuses(numbers, to),
