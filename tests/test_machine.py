@@ -654,3 +654,67 @@ def test_going_back_needs_only_what_is_not_undone() -> None:
     assert set(machine.needed_steps(state)) == {"A", "B"}
     assert set(machine.needed_steps(after(state, DONE))) == {"A"}
     assert set(machine.needed_steps(after(state, FAILED))) == {"A"}
+
+
+# Rows that were edited by hand
+
+
+B_NEXT = after(machine.start(ABC, "{}"), DONE)
+A_DONE, NOWHERE_DONE = Effect("A", DONE), Effect("Nowhere", DONE)
+UNCOUNTABLE = 2**31 - 999
+COMPENSATE = machine.Action.COMPENSATE
+
+
+@pytest.mark.parametrize(
+    ("edit", "flaw"),
+    [
+        ({"plan": ()}, "its plan is no list of steps"),
+        ({"plan": (("A",), (), ("B",))}, "its plan is no list of steps"),
+        ({"plan": (("A",), ("B", "C", "D"))}, "its plan is no list of steps"),
+        ({"plan": (("A",), ("B",), ("B",))}, "a step is named twice"),
+        ({"effects": (A_DONE, A_DONE)}, "a step is named twice"),
+        ({"action": COMPENSATE}, "it is to compensate 'B', which has done nothing"),
+        (
+            {"action": COMPENSATE, "effects": (A_DONE, Effect("B", UNKNOWN, DONE))},
+            "it is to compensate 'B', which has done nothing",
+        ),
+        (
+            {"action": COMPENSATE, "step": "Nowhere", "effects": (A_DONE, NOWHERE_DONE)},
+            "it is to go on after 'Nowhere', which its plan does not name",
+        ),
+        ({"step": "Nowhere"}, "it is to act in 'Nowhere', which does not come next"),
+        ({"status": Status.COMPENSATING}, "it is to act in 'B', which does not come next"),
+        (
+            {"effects": (A_DONE, Effect("B", UNKNOWN, DONE))},
+            "it is to act in 'B', which is undone",
+        ),
+        ({"attempt": UNCOUNTABLE}, "it has been attempted more often than can be counted"),
+        ({"failures": UNCOUNTABLE}, "it has been attempted more often than can be counted"),
+        ({"recoveries": UNCOUNTABLE}, "it has been attempted more often than can be counted"),
+    ],
+)
+def test_what_contradicts_itself_in_a_state_is_named(edit: dict[str, Any], flaw: str) -> None:
+    assert machine.flaw(replace(B_NEXT, **edit)) == flaw
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {},
+        {"plan": (("A",), ("B", "C"))},
+        {"effects": (A_DONE, Effect("B", UNKNOWN))},
+        {"effects": (A_DONE, Effect("C", UNKNOWN, DONE))},
+        {"action": COMPENSATE, "effects": (A_DONE, Effect("B", UNKNOWN))},
+        {"status": Status.COMPENSATING, "action": COMPENSATE, "step": "A"},
+        {
+            "status": Status.COMPENSATING,
+            "action": COMPENSATE,
+            "step": "Nowhere",
+            "effects": (NOWHERE_DONE,),
+        },
+        {"attempt": UNCOUNTABLE - 1, "failures": UNCOUNTABLE - 1, "recoveries": UNCOUNTABLE - 1},
+    ],
+)
+def test_a_state_that_can_go_on_has_no_flaw(edit: dict[str, Any]) -> None:
+    """Going back needs no plan: what is to be undone stands in the effects."""
+    assert machine.flaw(replace(B_NEXT, **edit)) == ""
