@@ -15,7 +15,15 @@ import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.db import connections
 
-from django_saga import Retry, Saga, SagaFailed, current_step, signals
+from django_saga import (
+    Retry,
+    Saga,
+    SagaFailed,
+    arecover_saga,
+    current_step,
+    recover_saga,
+    signals,
+)
 from django_saga.storage import DjangoSagaStorage, SagaStorage
 from tests.steps import Calls, Log, make_step, raises
 
@@ -128,6 +136,49 @@ def test_a_cancelled_wait_ends_at_once_and_hands_over(storage: SagaStorage, call
     claim = storage.acquire(saga_id, driver="test", lease=60)
     assert not claim.state.in_flight
     assert claim.wait > 0
+
+
+@pytest.mark.parametrize("when", ["acquires", "acts"])
+def test_a_recovery_that_is_cancelled_ends_at_its_next_checkpoint(
+    storage: SagaStorage, calls: Calls, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """It has no run yet while it acquires, and is told of one only by the first call."""
+    begun, may_end = threading.Event(), threading.Event()
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        begun.set()
+        assert may_end.wait(30)
+        return acquire(*args, **kwargs) if when == "acquires" else None
+
+    class Recovered(Saga[Log]):
+        name = "tests.cancelled"
+        steps = [
+            make_step("A", calls),
+            make_step("B", calls, act=slow if when == "acts" else None),
+            make_step("C", calls),
+        ]
+
+    with Recovered(storage=storage).transaction(Log()) as transaction:
+        next(iter(transaction))
+    acquire = storage.acquire
+    if when == "acquires":
+        monkeypatch.setattr(storage, "acquire", slow)
+    monkeypatch.setattr(type(storage), "blocking", True)  # in a thread, whatever the storage
+
+    async def view() -> None:
+        recovering = asyncio.create_task(arecover_saga(transaction.saga_id, storage=storage))
+        await asyncio.to_thread(begun.wait, 30)
+        recovering.cancel()
+        await asyncio.sleep(0)
+        may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await recovering
+
+    async_to_sync(view)()
+    monkeypatch.undo()
+    assert calls == ["act A", "act B"]
+    assert recover_saga(transaction.saga_id, storage=storage).status == "COMPLETED"
+    assert calls == ["act A", "act B", "act C"]
 
 
 def test_many_sagas_of_both_kinds_share_a_loop(storage: SagaStorage, calls: Calls) -> None:
@@ -291,3 +342,27 @@ def test_signals_are_sent_after_each_commit_to_receivers_of_both_kinds_robustly(
         assert name in line.getMessage()
         assert "broken" in line.getMessage()
         assert "RuntimeError: a receiver that fails" in line.getMessage()
+
+
+@pytest.mark.parametrize("driver", ["sync", "async"])
+def test_the_sender_of_a_signal_is_the_class_of_its_saga(
+    storage: SagaStorage, calls: Calls, driver: str
+) -> None:
+    class Heard(Saga[Log]):
+        name = "tests.heard"
+        steps = [make_step("A", calls)]
+
+    class Unheard(Saga[Log]):
+        name = "tests.unheard"
+        steps = [make_step("A", calls)]
+
+    ended: list[Any] = []
+
+    def receive(sender: Any, execution: Any, **extra: Any) -> None:
+        ended.append((sender, execution.saga))
+
+    signals.saga_completed.connect(receive, sender=Heard)
+    for saga in (Unheard(storage=storage), Heard(storage=storage)):
+        saga.run(Log()) if driver == "sync" else async_to_sync(saga.arun)(Log())
+    signals.saga_completed.disconnect(receive, sender=Heard)
+    assert ended == [(Heard, "tests.heard")]

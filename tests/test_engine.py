@@ -362,6 +362,40 @@ def test_an_open_circuit_breaker_goes_straight_to_the_fallback(
     assert calls == ["act Card", "act Wallet"] * 2 + ["act Wallet"] * 2
     first, *_ = storage.history(execution.id)
     assert (first.step, first.outcome, first.error_type) == ("Card", "FAILED", "CircuitOpen")
+    assert first.error_message.startswith("the circuit breaker is open: ")
+
+
+def test_the_call_that_opens_a_circuit_breaker_has_failed_with_its_own_error(
+    storage: SagaStorage, run: Runner, is_async: bool, calls: Calls
+) -> None:
+    card = make_step("Card", calls, act=raises(ConnectionError("down")), is_async=is_async)
+    wallet = make_step("Wallet", calls, is_async=is_async)
+    breaker = pybreaker.CircuitBreaker(fail_max=1, reset_timeout=600)
+    saga = adhoc(storage, Fallback(step=card, fallback=wallet, circuit_breaker=breaker))
+    first, *_ = storage.history(run(saga, Log()).id)
+    assert breaker.current_state == "open"
+    assert (first.error_type, first.error_message) == ("ConnectionError", "down")
+
+
+def test_a_circuit_breaker_that_breaks_down_after_the_call_is_no_failure_of_the_step(
+    storage: SagaStorage, run: Runner, calls: Calls
+) -> None:
+    """The step was called, so its effect may stand: it is called again, and nothing else is."""
+
+    class Breaking(pybreaker.CircuitBreakerListener):
+        def success(self, breaker: Any) -> None:
+            if calls == ["act Card"]:
+                raise OSError("the breaker's own storage is away")
+
+    card = make_step("Card", calls)
+    breaker = pybreaker.CircuitBreaker(listeners=[Breaking()])
+    fallback = Fallback(step=card, fallback=make_step("Wallet", calls), circuit_breaker=breaker)
+    saga_id = uuid.uuid4()
+    with pytest.raises(OSError, match="own storage is away"):
+        run(adhoc(storage, fallback), Log(), saga_id=saga_id)
+    assert run(adhoc(storage, fallback), Log(), saga_id=saga_id).status == "COMPLETED"
+    assert calls == ["act Card", "act Card"]
+    assert history(storage, saga_id) == ["act Card 1 INTERRUPTED", "act Card 2 DONE"]
 
 
 def test_a_context_that_cannot_be_stored_compensates_that_step_too(
@@ -497,8 +531,11 @@ def test_run_inside_an_event_loop_says_to_await_arun(storage: SagaStorage, calls
     async def view() -> None:
         adhoc(storage, make_step("A", calls)).run(Log())
 
-    with pytest.raises(SagaError, match=r"await arun\(\)"):
+    with pytest.raises(SagaError) as refused:
         async_to_sync(view)()
+    assert str(refused.value) == (
+        "This would block the running event loop; await arun(), or use async with and async for."
+    )
 
 
 def test_an_ad_hoc_saga_can_be_enqueued_in_process(storage: SagaStorage, calls: Calls) -> None:

@@ -18,7 +18,16 @@ from typing import Any
 import pytest
 from asgiref.sync import async_to_sync
 
-from django_saga import Saga, SagaAlreadyRunning, current_step, drivers, recover_saga
+from django_saga import (
+    Retry,
+    Saga,
+    SagaAlreadyRunning,
+    SagaStepHandler,
+    current_step,
+    drivers,
+    recover_saga,
+    signals,
+)
 from django_saga.drivers import AsyncDriver, drive
 from django_saga.flow import Do
 from django_saga.storage import MemorySagaStorage, SagaStorage
@@ -145,6 +154,36 @@ def test_a_checkpoint_in_memory_is_stored_as_a_whole_or_not_at_all(
     assert saga.run(Log(), saga_id=saga_id).status == "COMPLETED"
 
 
+def test_a_wait_lasts_until_it_is_over_or_interrupted(
+    storage: SagaStorage, calls: Calls, settings: Any
+) -> None:
+    settings.DJANGO_SAGA = {"INLINE_WAIT": 3600}
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def act(context: Log) -> None:
+        raise OSError("down")
+
+    def wait(**_: Any) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+
+    step = make_step("A", calls, act=act, retry=Retry(attempts=2, delay=600))
+    saga, saga_id = Saga(steps=[step], storage=storage, name="tests.waits"), uuid.uuid4()
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signals.step_failed.connect(wait)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            saga.run(Log(), saga_id=saga_id)
+    finally:
+        signals.step_failed.disconnect(wait)
+        signal.signal(signal.SIGALRM, before)
+    assert calls == ["act A"]
+    claim = storage.acquire(saga_id, driver="another", lease=60)
+    assert not claim.state.in_flight
+    assert claim.wait > 0, "the lease was released, and the wait goes on"
+
+
 Begin = tuple[threading.Event, threading.Event, Callable[[Log], None]]
 
 
@@ -229,6 +268,32 @@ def test_the_lease_is_kept_while_a_thread_goes_on_that_nobody_waits_for_any_more
             connections.close_all()
 
     asyncio.run(view())
+
+
+def test_the_lease_is_kept_while_an_async_handler_goes_on_whose_sync_driver_was_interrupted(
+    storage: SagaStorage, calls: Calls
+) -> None:
+    may_end, ended = threading.Event(), threading.Event()
+
+    class Goes(SagaStepHandler[Log]):
+        async def act(self, context: Log) -> None:
+            main = threading.main_thread().ident
+            assert main is not None
+            signal.pthread_kill(main, signal.SIGINT)
+            await asyncio.to_thread(may_end.wait, 30)
+            ended.set()
+
+    saga, saga_id = Saga(steps=[Goes], storage=storage, name="tests.goes"), uuid.uuid4()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            saga.run(Log(), saga_id=saga_id)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with pytest.raises(SagaAlreadyRunning):
+        storage.acquire(saga_id, driver="another", lease=60)
+    may_end.set()
+    assert ended.wait(30)
 
 
 def test_a_thread_that_is_struck_before_it_begins_its_work_is_not_waited_for(
