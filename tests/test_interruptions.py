@@ -22,6 +22,7 @@ from django_saga import (
     Retry,
     Saga,
     SagaAlreadyRunning,
+    SagaNotFound,
     SagaStepHandler,
     current_step,
     drivers,
@@ -96,6 +97,65 @@ def test_an_interrupted_driver_leaves_no_flow_behind() -> None:
         with striking(at or None, within="drivers.py") as strike, suppress(KeyboardInterrupt):
             drive(flow)
         assert inspect.getgeneratorstate(flow) != inspect.GEN_SUSPENDED, strike.fired
+        lines, at = max(lines, strike.lines), at + 1
+    assert lines > 10
+
+
+class Plain(SagaStepHandler[Log]):
+    def act(self, context: Log) -> None: ...
+
+
+class Initialized(Plain):
+    def __init__(self) -> None:
+        self.ready = True
+
+
+class Asynchronous(SagaStepHandler[Log]):
+    async def act(self, context: Log) -> None: ...
+
+
+class Container:
+    def resolve(self, step: type[Any]) -> Any:
+        return step()
+
+
+class AsyncContainer:
+    async def resolve(self, step: type[Any]) -> Any:
+        return step()
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+@pytest.mark.parametrize(
+    ("driver", "step", "container"),
+    [
+        ("sync", Plain, None),
+        ("sync", Initialized, None),
+        ("sync", Plain, Container()),
+        ("sync", Plain, AsyncContainer()),
+        ("async", Asynchronous, None),
+        ("async", Asynchronous, AsyncContainer()),
+    ],
+)
+def test_an_error_that_strikes_our_own_lines_is_no_failure_of_a_step(
+    driver: str, step: type[SagaStepHandler[Log]], container: Any
+) -> None:
+    """As where memory runs out there. In another thread, where some are called, it cannot."""
+    storage = MemorySagaStorage()
+    saga = Saga(steps=[step], storage=storage, container=container, name="tests.lines")
+    lines = at = 0
+    while at <= lines:
+        saga_id = uuid.uuid4()
+        with striking(at or None, MemoryError, within="drivers.py") as strike:
+            try:
+                if driver == "sync":
+                    saga.run(Log(), saga_id=saga_id)
+                else:
+                    asyncio.run(saga.arun(Log(), saga_id=saga_id))
+            except MemoryError:
+                assert strike.fired
+        with suppress(SagaNotFound):
+            outcomes = [record.outcome for record in storage.history(saga_id)]
+            assert outcomes in ([], ["DONE"]), strike.fired
         lines, at = max(lines, strike.lines), at + 1
     assert lines > 10
 
