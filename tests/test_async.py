@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -16,15 +17,18 @@ from asgiref.sync import async_to_sync, sync_to_async
 from django.db import connections
 
 from django_saga import (
+    LeaseLost,
     Retry,
     Saga,
+    SagaAlreadyRunning,
     SagaFailed,
+    StorageUnavailable,
     arecover_saga,
     current_step,
     recover_saga,
     signals,
 )
-from django_saga.storage import DjangoSagaStorage, SagaStorage
+from django_saga.storage import DjangoSagaStorage, MemorySagaStorage, SagaStorage
 from tests.steps import Calls, Log, make_step, raises
 
 pytestmark = pytest.mark.usefixtures("committing_databases")
@@ -219,6 +223,48 @@ def test_sync_and_async_code_nest_without_deadlock(storage: SagaStorage, calls: 
     assert calls.count("act In") == calls.count("act Ain") == 9
 
 
+def test_a_handler_whose_lease_ran_out_while_it_waited_for_a_thread_is_not_called(
+    calls: Calls, settings: Any
+) -> None:
+    """Another may drive by now: sync code of a whole loop shares one thread, which may be busy."""
+    settings.DJANGO_SAGA = {"LEASE": 0.1}
+
+    class Unrenewed(MemorySagaStorage):
+        def renew(self, *args: Any, **options: Any) -> Any:
+            raise StorageUnavailable("away")
+
+    storage, saga_id = Unrenewed(), uuid.uuid4()
+    busy, stored = threading.Event(), threading.Event()
+
+    def until_it_is_taken_over() -> None:
+        busy.set()
+        assert stored.wait(30)
+        while True:
+            with suppress(SagaAlreadyRunning):
+                storage.acquire(saga_id, driver="another", lease=60)
+                return
+            time.sleep(0.01)
+
+    async def view() -> None:
+        occupying = asyncio.create_task(sync_to_async(until_it_is_taken_over)())
+        await asyncio.to_thread(busy.wait, 30)
+        running = asyncio.create_task(
+            adhoc(storage, make_step("A", calls)).arun(Log(), saga_id=saga_id)
+        )
+        while saga_id not in storage._rows:
+            await asyncio.sleep(0)
+        stored.set()
+        with pytest.raises(LeaseLost) as lost:
+            await running
+        assert str(lost.value) == (
+            f"Saga execution {saga_id}: its lease ran out while step A waited for a thread."
+        )
+        await occupying
+
+    asyncio.run(view())
+    assert calls == []
+
+
 def test_a_timeout_ends_an_async_handler_under_both_drivers(
     storage: SagaStorage, calls: Calls
 ) -> None:
@@ -258,13 +304,17 @@ def test_a_late_sync_handler_in_another_thread_is_logged_and_done(
         while deadline is not None and time.monotonic() < deadline:
             pass
 
-    saga = adhoc(storage, make_step("A", calls, act=slow, timeout=0.05))
+    steps = [make_step("A", calls, timeout=600), make_step("B", calls, act=slow, timeout=0.05)]
+    saga = adhoc(storage, *steps)
     # Not by async_to_sync: that runs sync handlers in this thread, where the alarm can ring.
     with caplog.at_level(logging.WARNING, "django_saga"), ThreadPoolExecutor(1) as pool:
         execution = pool.submit(saga.run, Log()).result()
         pool.submit(connections.close_all).result()
     assert execution.status == "COMPLETED"
-    assert "longer than its timeout of 0.05 s, and is done" in caplog.text
+    (late,) = [line for line in caplog.records if line.name == "django_saga.drivers"]
+    assert late.getMessage() == (
+        f"Saga {execution.id}: act of step B took longer than its timeout of 0.05 s, and is done"
+    )
 
 
 def test_the_alarm_spares_the_database_layer_and_keeps_the_connection_sound(calls: Calls) -> None:

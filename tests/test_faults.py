@@ -185,6 +185,32 @@ def test_the_keeper_renews_the_lease_of_a_long_step(calls: Calls, settings: Any)
     assert conf.LEASE == 0.6
 
 
+@pytest.mark.parametrize("is_async", [False, True], ids=["def", "async def"])
+def test_the_keeper_renews_the_lease_while_a_checkpoint_waits(
+    calls: Calls, settings: Any, is_async: bool
+) -> None:
+    """The handler's time is over then, but not its driver's."""
+    settings.DJANGO_SAGA = {"LEASE": 0.6}
+    leases: set[Any] = set()
+
+    def hold_up(execute: Callable[..., Any], sql: str, *rest: Any) -> Any:
+        while sql.startswith("WITH execution") and len(leases) < 3:
+            other = connections.create_connection("default")
+            with other.cursor() as cursor:
+                query = f"SELECT lease_until, lease_until < now() FROM {EXECUTIONS} WHERE saga = %s"
+                cursor.execute(query, ["tests.held_up"])
+                lease, lapsed = cursor.fetchone()
+            other.close()
+            assert not lapsed
+            leases.add(lease)
+        return execute(sql, *rest)
+
+    step = make_step("A", calls, is_async=is_async, timeout=600)
+    with connection.execute_wrapper(hold_up):
+        execution = Saga(steps=[step], name="tests.held_up").run(Log())
+    assert execution.status == "COMPLETED"
+
+
 @pytest.mark.parametrize("caught", [False, True], ids=["plainly", "as an error of its own"])
 def test_an_atomic_step_whose_handler_meets_the_lost_connection_is_run_again(
     calls: Calls, caught: bool
