@@ -132,8 +132,7 @@ def _raised_by(called: Any, error: Exception) -> Exception:
     """
     if isinstance(error, (SagaError, TimeoutError, TypeError)):  # ours; or the call does not fit
         return HandlerRaised(error)
-    function = getattr(called, "__func__", called)
-    code = getattr(function, "__code__", getattr(called, "cr_code", None))
+    code = getattr(called, "__code__", getattr(called, "cr_code", None))
     if code is None:  # not Python's: it leaves no frame
         struck = called is object.__new__
     else:

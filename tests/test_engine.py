@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,7 @@ from django_saga import (
     Fallback,
     InsideTransaction,
     InvalidContext,
+    InvalidDefinition,
     Retry,
     RetryLater,
     Saga,
@@ -421,7 +423,8 @@ def test_a_handler_that_returns_an_awaitable_from_def_is_refused_clearly(
     async def forgotten() -> None: ...
 
     step = make_step("A", calls, act=lambda context: forgotten())
-    with pytest.raises(SagaFailed, match="declare it with async def"):
+    told = r"InvalidDefinition: act of step A returned an awaitable; declare it with async def\.$"
+    with pytest.raises(SagaFailed, match=told):
         run(adhoc(storage, step), Log())
 
 
@@ -588,6 +591,24 @@ def test_a_container_that_makes_no_handler_is_told(
     told = rf"For step A the container made {made}, which has no act\(\)\.$"
     with pytest.raises(SagaFailed, match=told):
         run(saga, Log())
+
+
+def test_a_handler_that_wants_arguments_and_has_no_container_is_told(
+    storage: SagaStorage, run: Runner
+) -> None:
+    class Wanting(SagaStepHandler[Log]):
+        def __init__(self, service: object) -> None: ...
+
+        def act(self, context: Log) -> None: ...
+
+    with pytest.raises(SagaFailed) as failure:
+        run(Saga(steps=[Wanting], storage=storage, name="tests.wanting"), Log())
+    assert isinstance(failure.value.__cause__, InvalidDefinition)
+    assert re.fullmatch(
+        r"Step .*Wanting cannot be made: .*'service'. Handlers are made without arguments, or by "
+        r"the CONTAINER of the settings\.",
+        str(failure.value.__cause__),
+    )
 
 
 def test_an_error_of_a_handlers_new_is_the_steps_failure(storage: SagaStorage, run: Runner) -> None:
