@@ -237,6 +237,7 @@ def test_a_wait_lasts_until_it_is_over_or_interrupted(
             saga.run(Log(), saga_id=saga_id)
     finally:
         signals.step_failed.disconnect(wait)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert calls == ["act A"]
     claim = storage.acquire(saga_id, driver="another", lease=60)
@@ -391,6 +392,23 @@ def test_a_thread_that_is_struck_as_it_tells_of_an_error_is_not_waited_for(
 
     with ThreadPoolExecutor(1) as pool, pytest.raises(asyncio.CancelledError):
         pool.submit(work).result(60)
+
+
+def test_a_thread_that_is_struck_once_it_has_told_its_result_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Struck(Future[Any]):
+        def set_result(self, result: Any) -> None:
+            super().set_result(result)
+            raise MemoryError
+
+    monkeypatch.setattr(drivers, "Future", Struck)
+
+    def work() -> Any:
+        return async_to_sync(AsyncDriver()._finished)(lambda: 42)
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(work).result(60) == 42
 
 
 def test_a_driver_whose_own_task_is_cancelled_says_so(
