@@ -44,9 +44,10 @@ def adhoc(storage: SagaStorage, *steps: Any) -> Saga[Any]:
     return Saga(steps=steps, storage=storage, name="tests.async")
 
 
+@pytest.mark.parametrize("waited", [False, True], ids=["at once", "after a wait"])
 @pytest.mark.parametrize("is_async", [False, True], ids=["def", "async def"])
 def test_a_cancelled_driver_finishes_the_step_in_flight_and_compensates_nothing(
-    storage: SagaStorage, calls: Calls, is_async: bool
+    storage: SagaStorage, calls: Calls, is_async: bool, waited: bool
 ) -> None:
     begun, may_end = threading.Event(), threading.Event()
 
@@ -54,6 +55,8 @@ def test_a_cancelled_driver_finishes_the_step_in_flight_and_compensates_nothing(
         begun.set()
         assert may_end.wait(30)
 
+    refuse = raises(OSError("down"), times=1 if waited else 0)
+    first = make_step("Z", calls, act=refuse, retry=Retry(attempts=2, delay=0.01))
     step = make_step("A", calls, act=act)
     if is_async:
 
@@ -63,7 +66,7 @@ def test_a_cancelled_driver_finishes_the_step_in_flight_and_compensates_nothing(
             await asyncio.to_thread(may_end.wait, 30)
 
         step.act = aact  # type: ignore[method-assign]
-    saga = adhoc(storage, step, make_step("B", calls))
+    saga = adhoc(storage, first, step, make_step("B", calls))
     saga_id = uuid.uuid4()
 
     async def view() -> None:
@@ -77,10 +80,10 @@ def test_a_cancelled_driver_finishes_the_step_in_flight_and_compensates_nothing(
             await running
 
     async_to_sync(view)()
-    assert calls == ["act A"]
-    assert [r.outcome for r in storage.history(saga_id)] == ["DONE"]
+    assert calls[-2:] == ["act Z", "act A"]
+    assert [r.outcome for r in storage.history(saga_id)][-2:] == ["DONE", "DONE"]
     assert saga.run(Log(), saga_id=saga_id).status == "COMPLETED", "the lease was released"
-    assert calls == ["act A", "act B"]
+    assert calls[-3:] == ["act Z", "act A", "act B"]
 
 
 @pytest.mark.parametrize("way", ["arun", "transaction"])
