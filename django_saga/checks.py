@@ -22,7 +22,6 @@ from django_saga.telling import problems
 from django_saga.texts import shown
 
 
-
 @register("django_saga")
 def check_settings(
     app_configs: Sequence[AppConfig] | None = None, **kwargs: Any

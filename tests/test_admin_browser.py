@@ -282,7 +282,6 @@ def test_no_page_is_wider_than_the_screen(width: int, operate: Opened) -> None:
     ones = [f"{BASE}{stuck.pk}/{verb}/" for verb in verbs]
     with operate(viewport={"width": width, "height": 800}) as page:
         for address in (BASE, *ones, f"{BASE}retry/", on_batch, APP, GROUPS, group_page(stuck)):
-
             page.goto(address)
             wide = page.evaluate("document.documentElement.scrollWidth")
             assert wide <= width, address

@@ -30,7 +30,6 @@ from django_saga.operations.executing import read
 from django_saga.storage import DjangoSagaStorage
 from django_saga.story import asked_to_cancel, attempts, comes_next, fates, happened, pause_of
 
-
 RECORDS = 200  # of an execution's history, the latest
 OTHERS = 20  # retries and audit entries of one execution
 VIEW_CONTEXT = "django_saga.view_context_sagaexecution"
