@@ -13,7 +13,9 @@ from django_saga import machine
 from django_saga.exceptions import SagaError
 from django_saga.machine import Action, Effect, Error, Outcome, State, Status, StepRules, Transition
 
-CANCELLED = "Cancelled"  # the error type of what an operator cancelled
+# The error types of what an operator ended; none that a project's own exceptions would have.
+CANCELLED = "SagaCancelled"
+ABANDONED = "SagaAbandoned"
 
 
 def cancel(state: State, reason: str, rules: StepRules) -> Transition:
@@ -25,12 +27,14 @@ def cancel(state: State, reason: str, rules: StepRules) -> Transition:
 def resume_forward(state: State) -> Transition:
     """A stuck execution that had not turned back begins its step again."""
     _refuse_unless(is_forward(state), "it has turned back, and never goes forward again")
+    _refuse_flawed(state)
     return Transition(state=replace(_unstuck(state), attempt=1, failures=0))
 
 
 def skip(state: State) -> Transition:
     """Go on without the act of its step: somebody vouches that it had no effect, and needs none."""
     _refuse_unless(is_forward(state), "it has turned back; only an act can be skipped")
+    _refuse_flawed(state)
     effects = tuple(effect for effect in state.effects if effect.step != state.step)
     return _act_next(state, effects)
 
@@ -39,6 +43,7 @@ def mark_done(state: State, step: str) -> Transition:
     """Somebody did by hand what this step was to do: its act, or else its compensation."""
     if is_forward(state):
         _refuse_unless(step == state.step, f"it stands at {state.step}, not at {step}")
+        _refuse_flawed(state)
         return _act_next(state, machine.with_effect(state.effects, step, Outcome.DONE))
     stuck = state.status is Status.STUCK
     _refuse_unless(
@@ -50,9 +55,9 @@ def mark_done(state: State, step: str) -> Transition:
         for effect in state.effects
     )
     marked = replace(state, effects=effects)
-    if stuck and (left := standing_steps(marked)):  # which are not tried before somebody retries
-        return Transition(state=replace(marked, stuck_reason=machine.why_stuck(left)))
-    return _rest(machine.become(machine.compensate_next(marked), before=state), before=state)
+    if stuck and standing_steps(marked):  # which are not tried before somebody retries
+        return Transition(state=replace(marked, stuck_reason=_what_is_left(marked)))
+    return _rest(machine.become(machine.undone_next(marked), before=state), before=state)
 
 
 def edit_context(state: State, context: str, delay: float) -> Transition:
@@ -63,7 +68,7 @@ def edit_context(state: State, context: str, delay: float) -> Transition:
 def abandon(state: State, reason: str, rules: StepRules) -> Transition:
     """End it as STUCK with nothing more undone; what stands remains to be seen."""
     return machine.stick(
-        replace(state, error=state.error or Error("Abandoned", reason)), reason, rules
+        replace(state, error=state.error or Error(ABANDONED, reason)), reason, rules
     )
 
 
@@ -80,7 +85,9 @@ def is_forward(state: State) -> bool:
 
 def _act_next(state: State, effects: tuple[Effect, ...]) -> Transition:
     on = machine.act_next(replace(_unstuck(state), effects=effects))
-    return _rest(machine.become(on, before=state), before=state)
+    after = _rest(machine.become(on, before=state), before=state)
+    began = ("saga_started",) if state.status is Status.PENDING else ()
+    return replace(after, events=(*began, *after.events))
 
 
 def _unstuck(state: State) -> State:
@@ -102,6 +109,21 @@ def _rest(transition: Transition, *, before: State) -> Transition:
         state=replace(transition.state, in_flight=False),
         record=machine.lost_attempt(before),
     )
+
+
+def _what_is_left(state: State) -> str:
+    """Why it is still stuck: what could not be undone, and what nobody has tried to undo yet."""
+    failed = [effect.step for effect in state.effects if effect.undo is Outcome.FAILED]
+    untried = [effect.step for effect in state.effects if effect.undo is None]
+    reasons = [machine.why_stuck(failed)] if failed else []
+    if untried:
+        reasons.append(f"Not undone yet: {', '.join(untried)}.")
+    return " ".join(reasons)
+
+
+def _refuse_flawed(state: State) -> None:
+    flaw = machine.flaw(replace(state, status=Status.RUNNING))
+    _refuse_unless(not flaw, f"its row contradicts itself: {flaw}")
 
 
 def _refuse_unless(allowed: bool, why: str) -> None:

@@ -350,12 +350,19 @@ def _settle_compensate(state: State, report: Report, rules: StepRules) -> Transi
         for effect in state.effects
     )
     after = replace(after, effects=effects)
-    fallback = _fallback(state)
-    if state.status is Status.RUNNING and fallback and undone is Outcome.DONE:
-        return become(_fall_back(after, fallback), before=state, record=record)
+    if undone is Outcome.DONE:
+        return become(undone_next(after), before=state, record=record)
     if state.status is Status.RUNNING:
         after = replace(after, failed_step=state.step, error=report.error)
     return become(compensate_next(after), before=state, record=record)
+
+
+def undone_next(state: State) -> State:
+    """What follows on an effect that is undone: what else is to be undone, or a fallback."""
+    fallback = _fallback(state)
+    if state.status is Status.RUNNING and fallback:
+        return _fall_back(state, fallback)
+    return compensate_next(state)
 
 
 def compensate_next(state: State) -> State:
