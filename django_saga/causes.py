@@ -13,7 +13,7 @@ from types import FrameType
 from msgspec import Struct
 
 from django_saga.interventions import CANCELLED
-from django_saga.machine import Action, Error, Outcome, State, Status, Transition
+from django_saga.machine import Action, Error, Outcome, State, Status, Transition, why_stuck
 
 
 class Cause(Struct, frozen=True, gc=False):
@@ -44,6 +44,8 @@ def cause_of(saga: str, before: State, transition: Transition) -> Cause | None:
         error = record.error or Error("", "")
         return _cause(saga, record.step, record.action, record.outcome, error)
     if after.status is Status.STUCK and before.status is not Status.STUCK:
+        if after.stuck_reason == why_stuck(_not_undone(after)):
+            return None  # told when it came to that: the group is the failed compensation's
         outcome = Outcome.UNKNOWN if before.in_flight else Outcome.FAILED
         return _cause(
             saga, before.step, before.action, outcome, Error("SagaStuck", after.stuck_reason)
@@ -58,10 +60,12 @@ def cause_of(saga: str, before: State, transition: Transition) -> Cause | None:
 
 
 def _gave_up(step: str, before: State, after: State) -> bool:
-    def failed(state: State) -> bool:
-        return any(e.step == step and e.undo is Outcome.FAILED for e in state.effects)
+    return step in _not_undone(after) and step not in _not_undone(before)
 
-    return failed(after) and not failed(before)
+
+def _not_undone(state: State) -> list[str]:
+    """The steps whose compensation failed."""
+    return [effect.step for effect in state.effects if effect.undo is Outcome.FAILED]
 
 
 def _cause(saga: str, step: str, action: Action, outcome: Outcome, error: Error) -> Cause:
@@ -74,7 +78,8 @@ def stripped(message: str) -> str:
 
 
 _VARIES = re.compile(
-    r"""'[^']*'|"[^"]*"|\b(?=[\w-]*\d)[\w-]+\b"""  # quoted; any word with a digit in it
+    # quoted, but for the apostrophe within a word; any word with a digit in it
+    r"""(?<!\w)'.*?'(?!\w)|"[^"]*"|\b(?=[\w-]*\d)[\w-]+\b"""
 )
 
 

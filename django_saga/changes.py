@@ -16,12 +16,24 @@ def changes(before: str, after: str, sensitive: Collection[str] = ()) -> str:
 
     What is ``sensitive``, or looks like a secret, is masked.
     """
-    old, new = _FIELDS.decode(before), _FIELDS.decode(after)
+    old, new = _fields(before), _fields(after)
     changed: dict[str, object] = {
         name: _short(value) for name, value in new.items() if old.get(name) != value
     }
     changed |= dict.fromkeys(old.keys() - new.keys())
     return mask_json(msgspec.json.encode(changed).decode(), sensitive)
+
+
+def unknown_fields(context: str, known: str) -> list[str]:
+    """The fields of a context that this one, which is known to be right, has not."""
+    return sorted(_fields(context).keys() - _fields(known).keys())
+
+
+def _fields(context: str) -> dict[str, msgspec.Raw]:
+    try:
+        return _FIELDS.decode(context)
+    except msgspec.DecodeError:
+        return {}  # its row was edited: all that follows on it is new
 
 
 def _short(value: msgspec.Raw) -> object:

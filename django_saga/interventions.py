@@ -54,7 +54,7 @@ def mark_done(state: State, step: str) -> Transition:
         replace(effect, undo=Outcome.DONE) if effect.step == step else effect
         for effect in state.effects
     )
-    marked = replace(state, effects=effects)
+    marked = replace(state, effects=effects, stuck_reason="")
     if stuck and standing_steps(marked):  # which are not tried before somebody retries
         return Transition(state=replace(marked, stuck_reason=_what_is_left(marked)))
     return _rest(machine.become(machine.undone_next(marked), before=state), before=state)

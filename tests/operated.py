@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Annotated, Any
 
 from django_saga import (
@@ -82,6 +83,7 @@ class Leave(_Step):
 class TripSaga(Saga[Trip]):
     name = "tests.TripSaga"
     steps = [Pack, Pay, Leave]
+    context_editable = True
 
 
 def run_trip(*, alias: str = "default", traveller: str = "Ada", **trouble: str) -> SagaExecution:
@@ -134,6 +136,85 @@ def driven_trip(*, alias: str = "default") -> SagaExecution:
     """One that another process drives."""
     claim = _begin(alias, lease=3600.0)
     return SagaExecution.objects.using(alias).get(pk=claim)
+
+
+def halted_trip(*, alias: str = "default") -> SagaExecution:
+    """One that got stuck in its first act, before it had turned back."""
+    from django_saga.recovery import recover_saga
+
+    lost = changed(lost_trip(alias=alias), recoveries=1_000)
+    recover_saga(lost.pk, storage=DjangoSagaStorage(alias))
+    return SagaExecution.objects.using(alias).get(pk=lost.pk)
+
+
+def compensating_trip(*, alias: str = "default") -> SagaExecution:
+    """One that waits to undo its Pack, the last that stands."""
+    from django_saga.operations import retry
+
+    stuck = stuck_trip(alias=alias)
+    retry(stuck.pk, delay=3600, storage=DjangoSagaStorage(alias))
+    return SagaExecution.objects.using(alias).get(pk=stuck.pk)
+
+
+def undoing_trip(*, alias: str = "default") -> SagaExecution:
+    """One whose compensation another process drives."""
+    from django.utils import timezone
+
+    lease = timezone.now() + timedelta(hours=1)
+    waiting = compensating_trip(alias=alias)
+    return changed(waiting, wake_at=None, lease_until=lease, driver="web-2:4711", in_flight=True)
+
+
+def resolved_trip(*, alias: str = "default") -> SagaExecution:
+    """A stuck one that somebody has dealt with."""
+    stuck = stuck_trip(alias=alias)
+    return changed(stuck, settled_at=stuck.updated_at)
+
+
+def retried_trip(*, alias: str = "default") -> SagaExecution:
+    """A failed one that was started anew."""
+    failed = failed_trip(alias=alias)
+    return changed(failed, settled_at=failed.updated_at)
+
+
+STATES: dict[str, Callable[..., SagaExecution]] = {
+    "completed": completed_trip,
+    "failed": failed_trip,
+    "retried": retried_trip,
+    "stuck": stuck_trip,
+    "halted": halted_trip,
+    "resolved": resolved_trip,
+    "waiting": pending_trip,
+    "due": due_trip,
+    "driven": driven_trip,
+    "lost": lost_trip,
+    "compensating": compensating_trip,
+    "undoing": undoing_trip,
+}
+POSSIBLE = {
+    "retry": {"failed", "stuck", "halted"},
+    "recover": {"due", "lost"},
+    "cancel": {"waiting", "due", "driven", "lost"},
+    "resume_forward": {"halted"},
+    "skip": {"waiting", "due", "lost", "halted"},
+    "mark_done": {"waiting", "due", "lost", "halted", "stuck", "compensating"},
+    "edit_context": {"waiting", "due", "lost", "halted", "stuck", "compensating"},
+    "release": {"driven", "undoing"},
+    "resolve": {"stuck", "halted"},
+    "abandon": {"waiting", "due", "lost", "compensating"},
+}
+EDITED = '{"traveller":"Grace","seen":[]}'
+
+
+def arguments(verb: str, execution: SagaExecution) -> dict[str, Any]:
+    """What a verb takes of its own, as it is right for this execution."""
+    standing = [effect[0] for effect in execution.effects if len(effect) < 3 or effect[2] != "DONE"]
+    return {
+        "mark_done": {"step": execution.step},
+        "edit_context": {"context": EDITED},
+        "resolve": {"standing": standing},
+        "abandon": {"confirm": str(execution.pk)},
+    }.get(verb, {})
 
 
 def changed(execution: SagaExecution, **columns: Any) -> SagaExecution:

@@ -188,6 +188,7 @@ def test_what_ended_as_failed_left_nothing(all_there_is: tuple[set[World], list[
     for world in all_there_is[0]:
         if world.state.status is Status.FAILED:
             assert not world.stands, world
+            assert world.state.stuck_reason == ""
 
 
 def test_what_is_completed_is_done_or_was_skipped(
@@ -203,6 +204,7 @@ def test_no_row_contradicts_itself(all_there_is: tuple[set[World], list[Deed]]) 
     for world in all_there_is[0]:
         if world.state.active:
             assert machine.flaw(world.state) == "", world
+            assert world.state.stuck_reason == ""
             if world.state.status is Status.RUNNING and world.state.action is Action.COMPENSATE:
                 assert machine._fallback(world.state), world
 

@@ -1,39 +1,65 @@
-"""What operators can have done: retry and recover, on every database."""
+"""What operators can have done, on every database."""
 
 from __future__ import annotations
 
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import pytest
 from django.conf import settings
 from django.contrib.auth.models import AnonymousUser, Permission, User
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import connections, transaction
+from django.test import TestCase
 
 from django_saga import (
     InvalidContext,
+    LeaseLost,
     SagaAlreadyRunning,
     SagaError,
     SagaNotFound,
     UnknownSaga,
+    interventions,
 )
-from django_saga.models import SagaExecution, SagaStepRecord
-from django_saga.operations import recover, retry
+from django_saga.backends import Backend
+from django_saga.models import SagaAuditEntry, SagaExecution, SagaFailureGroup, SagaStepRecord
+from django_saga.operations import (
+    VERBS,
+    abandon,
+    edit_context,
+    mark_done,
+    recover,
+    release,
+    resolve,
+    resume_forward,
+    retry,
+    skip,
+)
 from django_saga.recovery import sweep
 from django_saga.signals import saga_failed
 from django_saga.storage import DjangoSagaStorage
+from django_saga.verdicts import unsettled
 from tests.operated import (
+    EDITED,
+    POSSIBLE,
+    STATES,
     WORLD,
+    Trip,
+    TripSaga,
+    arguments,
     changed,
+    compensating_trip,
     completed_trip,
     driven_trip,
     due_trip,
     failed_trip,
+    halted_trip,
     lost_trip,
     pending_trip,
+    run_trip,
     stuck_trip,
 )
 
@@ -50,6 +76,8 @@ def _world(committing_databases: None) -> Iterator[None]:
 
 @pytest.fixture(params=ALIASES)
 def alias(request: pytest.FixtureRequest, _world: None) -> str:
+    SagaAuditEntry.objects.using(request.param).all().delete()
+    SagaFailureGroup.objects.using(request.param).all().delete()
     SagaStepRecord.objects.using(request.param).all().delete()
     SagaExecution.objects.using(request.param).all().delete()
     return request.param  # type: ignore[no-any-return]
@@ -111,10 +139,15 @@ def test_a_retry_that_user_code_linked_counts_too(alias: str, storage: DjangoSag
 
 def at_once(alias: str, call: Callable[[], Any], times: int = 4) -> list[Any]:
     """Call it in several threads at the same instant; returns results and errors."""
-    barrier = threading.Barrier(times)
+    return all_at_once([call] * times)
+
+
+def all_at_once(calls: list[Callable[[], Any]]) -> list[Any]:
+    """Call each in a thread of its own, at the same instant."""
+    barrier = threading.Barrier(len(calls))
     came: list[Any] = []
 
-    def run() -> None:
+    def run(call: Callable[[], Any]) -> None:
         barrier.wait()
         try:
             came.append(call())
@@ -123,12 +156,12 @@ def at_once(alias: str, call: Callable[[], Any], times: int = 4) -> list[Any]:
         finally:
             connections.close_all()
 
-    threads = [threading.Thread(target=run) for _ in range(times)]
+    threads = [threading.Thread(target=run, args=[call]) for call in calls]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(came) == times
+    assert len(came) == len(calls)
     return came
 
 
@@ -356,3 +389,444 @@ def test_a_user_needs_the_permission_of_the_verb(
     user.user_permissions.add(Permission.objects.get(codename=permission))
     operation(execution.pk, user=User.objects.get(pk=user.pk))
     assert WORLD.calls
+
+
+# Every verb
+
+
+def do(verb: str, execution: SagaExecution, **asked: Any) -> Any:
+    """Do it with the right arguments, and a reason."""
+    asked = {"reason": "as planned", **asked}
+    return VERBS[verb].function(execution.pk, **arguments(verb, execution), **asked)
+
+
+def entries(alias: str, result: str) -> list[SagaAuditEntry]:
+    return list(SagaAuditEntry.objects.using(alias).filter(result=result).order_by("id"))
+
+
+def reread(execution: SagaExecution) -> SagaExecution:
+    return rows(str(execution._state.db)).get(pk=execution.pk)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_is_done_where_it_can_be_and_refused_with_the_reason_elsewhere(
+    verb: str, alias: str, storage: DjangoSagaStorage
+) -> None:
+    """Either is audited; what is refused is left as it was."""
+    possible = set()
+    for state, make in STATES.items():
+        execution = make(alias=alias)
+        SagaAuditEntry.objects.using(alias).all().delete()
+        try:
+            do(verb, execution, storage=storage)
+        except SagaError:
+            assert execution_values(reread(execution)) == execution_values(execution)
+            (entry,) = entries(alias, "refused")
+            assert str(execution.pk) in entry.detail
+        else:
+            possible.add(state)
+            (entry,) = entries(alias, "done")
+        assert SagaAuditEntry.objects.using(alias).count() == 1
+        assert (entry.verb, entry.execution_id) == (verb, execution.pk)
+        assert (entry.saga, entry.reason) == ("tests.TripSaga", "as planned")
+        assert (entry.user_name, entry.source) == ("", "code")
+    assert possible == POSSIBLE[verb]
+
+
+def a_state(verb: str) -> Callable[..., SagaExecution]:
+    """One in which the verb is possible."""
+    return STATES[sorted(POSSIBLE[verb])[-1]]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_takes_its_own_permission_and_no_other_will_do(verb: str) -> None:
+    execution = a_state(verb)()
+    needed = VERBS[verb].permission.removeprefix("django_saga.")
+    user = User.objects.create_user("op", is_staff=True)
+    user.user_permissions.set(Permission.objects.exclude(codename=needed))
+    SagaAuditEntry.objects.all().delete()
+    for nobody in (user, AnonymousUser()):
+        with pytest.raises(PermissionDenied, match=needed):
+            do(verb, execution, user=nobody, source="admin")
+    assert execution_values(reread(execution)) == execution_values(execution)
+    assert [(e.verb, e.execution_id, e.user_name) for e in entries("default", "refused")] == [
+        (verb, execution.pk, "op"),
+        (verb, execution.pk, ""),
+    ]
+    user.user_permissions.set(Permission.objects.filter(codename=needed))
+    do(verb, execution, user=User.objects.get(pk=user.pk), source="admin")
+    (entry,) = entries("default", "done")
+    assert (entry.user_id, entry.user_name, entry.source) == (str(user.pk), "op", "admin")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_projects_own_hook_may_refuse_one(verb: str, settings: Any) -> None:
+    asked: list[tuple[Any, str, uuid.UUID]] = []
+
+    def hook(user: Any, verb: str, execution: SagaExecution) -> bool:
+        asked.append((user, verb, execution.pk))
+        return False
+
+    settings.DJANGO_SAGA = {"AUTHORIZE": hook}
+    execution, user = a_state(verb)(), User.objects.create_superuser("root")
+    with pytest.raises(PermissionDenied, match=f"may not {verb}"):
+        do(verb, execution, user=user)
+    assert asked == [(user, verb, execution.pk)]
+    assert execution_values(reread(execution)) == execution_values(execution)
+    assert [e.execution_id for e in entries("default", "refused")][-1] == execution.pk
+    do(verb, execution)  # code is not asked
+
+
+@pytest.mark.parametrize("verb", [name for name, verb in VERBS.items() if verb.needs_reason])
+@pytest.mark.parametrize("reason", ["", " \n"])
+def test_what_takes_a_reason_is_refused_without(verb: str, reason: str) -> None:
+    execution = a_state(verb)()
+    with pytest.raises(SagaError, match="takes a reason"):
+        do(verb, execution, reason=reason)
+    assert execution_values(reread(execution)) == execution_values(execution)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_is_refused_for_what_changed_since_it_was_seen(verb: str) -> None:
+    execution = a_state(verb)()
+    for seen in ({"token": execution.token - 1}, {"status": "COMPLETED"}):
+        with pytest.raises(SagaError, match=f"changed meanwhile and is {execution.status} now"):
+            do(verb, execution, **seen)
+    assert execution_values(reread(execution)) == execution_values(execution)
+    do(verb, execution, token=execution.token, status=execution.status)
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "recover"])
+def test_deed_and_audit_are_rolled_back_with_the_callers_transaction(
+    verb: str, alias: str, storage: DjangoSagaStorage
+) -> None:
+    execution = a_state(verb)(alias=alias)
+    SagaAuditEntry.objects.using(alias).all().delete()
+    with transaction.atomic(using=alias):
+        do(verb, execution, storage=storage)
+        assert len(entries(alias, "done")) == 1
+        transaction.set_rollback(True, using=alias)
+    assert execution_values(reread(execution)) == execution_values(execution)
+    assert not SagaAuditEntry.objects.using(alias).exists()
+    assert WORLD.calls == []
+    with transaction.atomic(using=alias):
+        do(verb, execution, storage=storage)
+        assert WORLD.calls == []
+    assert len(entries(alias, "done")) == 1
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "recover"])
+def test_nothing_is_done_whose_audit_cannot_be_stored(
+    verb: str, alias: str, storage: DjangoSagaStorage
+) -> None:
+    execution = a_state(verb)(alias=alias)
+    with pytest.raises(ValidationError):
+        do(verb, execution, storage=storage, batch_id="no id")
+    assert execution_values(reread(execution)) == execution_values(execution)
+    assert WORLD.calls == []
+
+
+def test_a_refusal_leaves_the_callers_transaction_good(
+    alias: str, storage: DjangoSagaStorage
+) -> None:
+    execution = completed_trip(alias=alias)
+    with transaction.atomic(using=alias):
+        for verb in VERBS:
+            with pytest.raises(SagaError):
+                do(verb, execution, storage=storage)
+    assert len(entries(alias, "refused")) == len(VERBS)
+
+
+def test_a_recovery_that_is_refused_at_the_last_is_audited_so() -> None:
+    execution = lost_trip()
+    with transaction.atomic(), pytest.raises(SagaError, match="open transaction"):
+        recover(execution.pk)
+    (refusal,) = entries("default", "refused")
+    assert (refusal.verb, refusal.execution_id, refusal.step) == ("recover", execution.pk, "Pack")
+
+
+def test_of_what_is_not_there_the_refusal_says_what_was_asked_for() -> None:
+    asked = uuid.uuid4()
+    SagaAuditEntry.objects.all().delete()
+    with pytest.raises(SagaNotFound):
+        retry(asked, reason="?")
+    with pytest.raises(SagaError, match="is a UUID"):
+        retry("no id")
+    assert [entry.execution_id for entry in entries("default", "refused")] == [asked, None]
+
+
+@pytest.mark.parametrize("alias", ALIASES, indirect=True)
+def test_a_reason_of_any_text_is_kept_without_what_looks_like_a_secret(
+    alias: str, storage: DjangoSagaStorage
+) -> None:
+    execution = driven_trip(alias=alias)
+    do("cancel", execution, storage=storage, reason="\x00 \ud800 password=hunter22 ü")
+    reason = entries(alias, "done")[-1].reason
+    assert "\\x00 \\ud800 " in reason
+    assert "ü" in reason
+    for kept in (reason, reread(execution).cancel_reason):
+        assert "hunter22" not in kept
+        assert "\\ud800" in kept
+
+
+# What each of them does
+
+
+def test_what_was_skipped_is_neither_done_nor_undone(
+    alias: str, storage: DjangoSagaStorage
+) -> None:
+    WORLD.trouble = {"act Leave": "fog"}
+    result = skip(lost_trip(alias=alias).pk, reason="it was called off", storage=storage)
+    assert (result.status, result.failed_step) == ("FAILED", "Leave")
+    assert WORLD.calls == ["act Pay", "act Leave", "compensate Pay"]
+    first = SagaStepRecord.objects.using(alias).filter(execution=result).first()
+    assert first is not None
+    assert (first.step, first.outcome, first.attempt) == ("Pack", "INTERRUPTED", 1)
+
+
+def test_what_was_done_by_hand_is_not_done_again_but_undone(
+    alias: str, storage: DjangoSagaStorage
+) -> None:
+    WORLD.trouble = {"act Leave": "fog"}
+    result = mark_done(lost_trip(alias=alias).pk, "Pack", reason="I did", storage=storage)
+    assert result.status == "FAILED"
+    assert WORLD.calls == ["act Pay", "act Leave", "compensate Pay", "compensate Pack"]
+
+
+@pytest.mark.parametrize("make", [stuck_trip, compensating_trip])
+def test_what_was_undone_by_hand_is_not_undone_again(
+    make: Callable[..., SagaExecution], alias: str, storage: DjangoSagaStorage
+) -> None:
+    result = mark_done(make(alias=alias).pk, "Pack", reason="I did", storage=storage)
+    assert (result.status, result.stuck_reason, WORLD.calls) == ("FAILED", "", [])
+
+
+def test_one_that_goes_forward_begins_its_step_again(
+    alias: str, storage: DjangoSagaStorage
+) -> None:
+    halted = halted_trip(alias=alias)
+    assert halted.failure_group
+    result = resume_forward(halted.pk, reason="mended", storage=storage)
+    assert (result.status, result.failure_group) == ("COMPLETED", "")
+    assert WORLD.calls == ["act Pack", "act Pay", "act Leave"]
+
+
+def test_one_that_turned_back_never_goes_forward(alias: str, storage: DjangoSagaStorage) -> None:
+    for verb in (resume_forward, skip):
+        with pytest.raises(SagaError, match="never goes forward again"):
+            verb(stuck_trip(alias=alias).pk, reason="please", storage=storage)
+
+
+def test_another_context_goes_on_in_the_place_of_the_stored_one(
+    alias: str, storage: DjangoSagaStorage
+) -> None:
+    execution = lost_trip(alias=alias)
+    result = edit_context(execution.pk, EDITED, reason="a typo", storage=storage)
+    assert result.status == "COMPLETED"
+    assert TripSaga.context_of(result) == Trip("Grace", ["Pack", "Pay", "Leave"])
+    assert '"Ada"' in result.initial_context
+    assert entries(alias, "done")[-1].detail == '{"traveller":"Grace"}'
+
+
+@pytest.mark.parametrize("context", ["", "nonsense", "[]", '{"traveller": 7}', '{"travler": "X"}'])
+def test_a_context_that_does_not_fit_is_refused(context: str) -> None:
+    """Nor is a slip taken for what is not there: an unknown field would be dropped."""
+    execution = lost_trip()
+    with pytest.raises(SagaError):
+        edit_context(execution.pk, context, reason="a typo")
+    assert execution_values(reread(execution)) == execution_values(execution)
+
+
+def test_a_saga_says_whether_its_context_may_be_edited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TripSaga, "context_editable", False)
+    with pytest.raises(SagaError, match="context_editable is False"):
+        edit_context(lost_trip().pk, EDITED, reason="a typo")
+
+
+@pytest.mark.parametrize("broken", ["no JSON", "[1]", '{"traveller": 7}'])
+def test_a_context_that_cannot_be_read_can_be_put_right(broken: str) -> None:
+    halted = changed(halted_trip(), context=broken)
+    edit_context(halted.pk, EDITED, reason="it was broken")
+    assert resume_forward(halted.pk, reason="mended").status == "COMPLETED"
+
+
+def test_what_waits_goes_on_waiting_with_another_context(
+    alias: str, storage: DjangoSagaStorage
+) -> None:
+    execution = pending_trip(alias=alias)
+    result = edit_context(execution.pk, EDITED, reason="a typo", storage=storage)
+    assert (result.status, result.context, WORLD.calls) == ("PENDING", EDITED, [])
+    assert abs((result.wake_at - execution.wake_at).total_seconds()) < 60
+
+
+def test_resolved_it_asks_for_nobodys_attention_any_more(
+    alias: str, storage: DjangoSagaStorage
+) -> None:
+    stuck = stuck_trip(alias=alias)
+    for standing in ([], ["Pay"], ["Pack", "Pay"]):
+        with pytest.raises(SagaError, match="what stands is of Pack; acknowledge just that"):
+            resolve(stuck.pk, standing, reason="written off", storage=storage)
+    assert rows(alias).filter(unsettled()).exists()
+    result = resolve(stuck.pk, ["Pack"], reason="written off", storage=storage)
+    assert (result.status, WORLD.calls) == ("STUCK", [])
+    assert result.settled_at is not None
+    assert not rows(alias).filter(unsettled()).exists()
+    assert entries(alias, "done")[-1].detail == "Standing: Pack."
+
+
+def test_what_is_abandoned_stays_as_it_is_and_says_what_may_stand(
+    alias: str, storage: DjangoSagaStorage
+) -> None:
+    """The act that was lost may stand; and no group of failures is made of it."""
+    lost = lost_trip(alias=alias)
+    for typed in ("", "yes", str(uuid.uuid4()), str(lost.pk)[:-1]):
+        with pytest.raises(SagaError, match="Type the whole id"):
+            abandon(lost.pk, typed, reason="hopeless", storage=storage)
+    result = abandon(lost.pk, f" {str(lost.pk).upper()} ", reason="hopeless", storage=storage)
+    assert (result.status, WORLD.calls) == ("STUCK", [])
+    assert "hopeless" in result.stuck_reason
+    assert result.settled_at is not None
+    assert interventions.standing_steps(result.state) == ("Pack",)
+    assert entries(alias, "done")[-1].detail == "Standing: Pack."
+    assert not SagaFailureGroup.objects.using(alias).exists()
+
+
+# Somebody else is at it
+
+
+def test_what_two_operators_mark_at_once_is_both_kept(
+    alias: str, storage: DjangoSagaStorage
+) -> None:
+    for _ in range(5):
+        stuck = run_trip(
+            alias=alias, act_Leave="fog", compensate_Pack="lost", compensate_Pay="spent"
+        )
+        mark = partial(mark_done, stuck.pk, reason="I did", storage=storage)
+        came = all_at_once([partial(mark, "Pack"), partial(mark, "Pay")])
+        assert not [error for error in came if isinstance(error, SagaError)]
+        assert reread(stuck).status == "FAILED"
+
+
+def test_what_is_changed_by_hand_is_seen_to_have_changed(
+    alias: str, storage: DjangoSagaStorage
+) -> None:
+    stuck = run_trip(alias=alias, act_Leave="fog", compensate_Pack="lost", compensate_Pay="spent")
+    asked: Any = {"token": stuck.token, "reason": "I did", "storage": storage}
+    assert mark_done(stuck.pk, "Pay", **asked).status == "STUCK"
+    for again in (
+        lambda: mark_done(stuck.pk, "Pack", **asked),
+        lambda: edit_context(stuck.pk, EDITED, **asked),
+        lambda: resolve(stuck.pk, ["Pack", "Pay"], **asked),
+    ):
+        with pytest.raises(SagaError, match="changed meanwhile"):
+            again()
+
+
+def test_of_operators_who_retry_and_resolve_at_once_one_has_it(
+    alias: str, storage: DjangoSagaStorage
+) -> None:
+    """What goes on is not settled: if it gets stuck again, somebody must be told."""
+    for _ in range(5):
+        stuck = stuck_trip(alias=alias)
+        again = partial(retry, stuck.pk, delay=3600, storage=storage)
+        close = partial(resolve, stuck.pk, ["Pack"], reason="written off", storage=storage)
+        came = all_at_once([again, close])
+        assert len([error for error in came if isinstance(error, SagaError)]) == 1
+        row = reread(stuck)
+        assert row.is_active is (row.settled_at is None)
+
+
+def test_of_all_verbs_at_once_on_one_that_is_lost_the_outcome_is_sound(
+    alias: str, storage: DjangoSagaStorage
+) -> None:
+    lost = lost_trip(alias=alias)
+    verbs = ["cancel", "skip", "mark_done", "edit_context", "abandon", "recover"]
+    all_at_once([partial(do, verb, lost, storage=storage) for verb in verbs])
+    row = reread(lost)
+    assert row.status in ("COMPLETED", "FAILED", "STUCK")
+    records = SagaStepRecord.objects.using(alias).filter(execution=lost)
+    assert records.filter(outcome="INTERRUPTED").count() <= 1
+    undone = {call for call in WORLD.calls if call.startswith("compensate")}
+    assert len(undone) == len([c for c in WORLD.calls if c.startswith("compensate")])
+
+
+def test_a_released_driver_that_lives_writes_nothing_more(
+    alias: str, storage: DjangoSagaStorage
+) -> None:
+    def meanwhile() -> None:
+        WORLD.interlude = None
+        release(saga_id, reason="it hangs", storage=storage)
+
+    saga_id = uuid.uuid4()
+    WORLD.interlude = meanwhile
+    with pytest.raises(LeaseLost):
+        TripSaga(storage=storage).run(Trip(), saga_id=saga_id)
+    row = rows(alias).get(pk=saga_id)
+    assert (row.status, row.step, row.lease_until, row.in_flight) == ("RUNNING", "Pack", None, True)
+    assert not SagaStepRecord.objects.using(alias).filter(execution=row).exists()
+    assert [r.status for r in sweep(storage=storage)] == ["COMPLETED"]
+    first = SagaStepRecord.objects.using(alias).filter(execution=row).first()
+    assert first is not None
+    assert (first.step, first.outcome) == ("Pack", "INTERRUPTED")
+
+
+@pytest.mark.parametrize("verb", ["edit_context", "cancel", "skip", "mark_done", "abandon"])
+def test_a_zombie_does_not_undo_what_was_done_by_hand(
+    verb: str, alias: str, storage: DjangoSagaStorage
+) -> None:
+    """Its lease ran out in its handler, an operator stepped in, and then it wakes up."""
+
+    def meanwhile() -> None:
+        WORLD.interlude = None
+        past = rows(alias).get(pk=saga_id)
+        changed(past, lease_until=past.created_at)
+        do(verb, past, storage=storage)
+        left.append(execution_values(rows(alias).get(pk=saga_id)))
+
+    saga_id, left = uuid.uuid4(), []
+    WORLD.interlude = meanwhile
+    with pytest.raises(LeaseLost):
+        TripSaga(storage=storage).run(Trip("Ada"), saga_id=saga_id)
+    assert execution_values(rows(alias).get(pk=saga_id)) == left[0]
+    assert ('"Grace"' in left[0]["context"]) is (verb == "edit_context")
+
+
+class TestWithinATestCase(TestCase):
+    """Whose transaction counts as none."""
+
+    databases = frozenset(ALIASES)
+
+    def test_every_verb_works(self) -> None:
+        for verb in VERBS:
+            execution = a_state(verb)()
+            with self.captureOnCommitCallbacks(execute=True):
+                do(verb, execution)
+            entry = SagaAuditEntry.objects.filter(execution_id=execution.pk).first()
+            assert entry is not None
+            assert (entry.verb, entry.result) == (verb, "done")
+
+
+class Deaf(Backend):
+    """Is told of what goes on, and does nothing of it."""
+
+    told: ClassVar[list[tuple[uuid.UUID, float]]] = []
+
+    def send(self, saga: Any, saga_id: uuid.UUID, delay: float) -> None:
+        self.told.append((saga_id, delay))
+
+
+@pytest.mark.parametrize("verb", ["cancel", "skip", "mark_done", "edit_context"])
+def test_what_waited_and_is_to_go_on_now_is_left_alone_no_longer_than_that(
+    verb: str, settings: Any
+) -> None:
+    """Should the backend lose it, recovery comes a lease later, not when it would have waked."""
+    settings.DJANGO_SAGA = {"BACKEND": "tests.test_operations.Deaf"}
+    WORLD.trouble = {"act Pay": "no money"}
+    execution = pending_trip()
+    changed(execution, effects=[["Pack", "DONE"]], step="Pay", status="RUNNING")
+    Deaf.told.clear()
+    do(verb, reread(execution))
+    row = reread(execution)
+    waits = verb == "edit_context"
+    assert [(id, delay > 60) for id, delay in Deaf.told] == [(execution.pk, waits)]
+    assert ((row.grace_until - row.updated_at).total_seconds() > 61) is waits

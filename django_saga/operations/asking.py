@@ -62,11 +62,18 @@ def audited(
             yield entry, storage
             entry.save(using=storage.alias)
     except (PermissionDenied, SagaError) as error:
-        refusal = _entry(verb, asked, about)
-        refusal.saga, refusal.execution_id = entry.saga, entry.execution_id
-        refusal.result, refusal.detail = SagaAuditEntry.Result.REFUSED, told(error)
-        refusal.save(using=storage.alias)
+        found = {"saga": entry.saga, "step": entry.step, "execution_id": entry.execution_id}
+        refuse(verb, error, asked, storage, **found)
         raise
+
+
+def refuse(
+    verb: str, error: Exception, asked: Asked, storage: DjangoSagaStorage, **about: Any
+) -> None:
+    """Enter by itself that something was not done, and why not."""
+    entry = _entry(verb, asked, about)
+    entry.result, entry.detail = SagaAuditEntry.Result.REFUSED, storable(told(error))
+    entry.save(using=storage.alias)
 
 
 def permit(user: Operator | None, permission: str) -> None:
@@ -114,15 +121,28 @@ def _hook() -> Callable[[Operator, str, SagaExecution], bool] | None:
         raise InvalidSettings(f"DJANGO_SAGA['AUTHORIZE'] cannot be imported: {error}") from error
 
 
+def reason_of(asked: Asked) -> str:
+    """The reason as it is stored: what looks like a secret is masked."""
+    return storable(mask_text(asked.get("reason", "")))
+
+
+def storable(text: str) -> str:
+    """What every database takes: no NUL, no lone surrogates."""
+    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
+
+
 def _entry(verb: str, asked: Asked, about: dict[str, Any]) -> SagaAuditEntry:
     user = asked.get("user")
-    return SagaAuditEntry(
+    entry = SagaAuditEntry(
         verb=verb,
-        user_id=str(getattr(user, "pk", None) or ""),
+        user_id=str(getattr(user, "pk", None) or "")[:64],
         user_name=_name(asked)[:255],
-        source=asked.get("source", "code"),
+        source=asked.get("source", "code")[:20],
         result=SagaAuditEntry.Result.DONE,
         batch_id=asked.get("batch_id"),
-        reason=mask_text(asked.get("reason", "")),
+        reason=reason_of(asked),
         **about,
     )
+    # Of what there is not, too: a refusal says what was asked for.
+    entry.saga, entry.step = storable(entry.saga)[:255], storable(entry.step)[:100]
+    return entry

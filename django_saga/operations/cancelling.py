@@ -11,7 +11,7 @@ from django_saga import interventions
 from django_saga.exceptions import LeaseLost
 from django_saga.machine import ACTIVE, StepRules, Transition
 from django_saga.models import SagaAuditEntry, SagaExecution
-from django_saga.operations.asking import Asked, who
+from django_saga.operations.asking import Asked, reason_of, who
 from django_saga.operations.executing import change, operate
 from django_saga.operations.verbs import CANCEL, RELEASE
 from django_saga.storage import DjangoSagaStorage
@@ -31,7 +31,8 @@ def cancel(saga_id: UUID | str, **asked: Unpack[Asked]) -> SagaExecution:
 
     def work(execution: SagaExecution, storage: DjangoSagaStorage, entry: SagaAuditEntry) -> UUID:
         if execution.verdict == Verdict.NOW:  # type: ignore[attr-defined]
-            return change(execution, storage, now).id
+            change(execution, storage, now)
+            return execution.id
         forward = [SagaExecution.Status.PENDING, SagaExecution.Status.RUNNING]
         rows = SagaExecution.objects.using(storage.alias).filter(status__in=forward)
         if not rows.filter(pk=execution.id).update(cancel_reason=why):
@@ -63,4 +64,4 @@ def release(saga_id: UUID | str, **asked: Unpack[Asked]) -> SagaExecution:
 
 def _by(asked: Asked) -> str:
     """The reason as the execution's error tells it."""
-    return f"by {who(asked)}: {asked.get('reason', '')}"
+    return f"by {who(asked)}: {reason_of(asked)}"

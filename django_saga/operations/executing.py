@@ -10,11 +10,10 @@ from typing import Any
 from uuid import UUID, uuid5
 
 from django.db import DataError
-from django.db.models import Q
+from django.db.models import F, Q
 
 from django_saga.announcing import announce
 from django_saga.backends import get_backend
-from django_saga.causes import cause_of
 from django_saga.conf import conf
 from django_saga.drivers import drive
 from django_saga.exceptions import (
@@ -25,7 +24,7 @@ from django_saga.exceptions import (
     SagaPaused,
 )
 from django_saga.flow import Run, driver_name
-from django_saga.machine import State, Transition
+from django_saga.machine import State, Status, Transition
 from django_saga.models import SagaAuditEntry, SagaExecution
 from django_saga.operations.asking import Asked, audited, authorize, need_reason
 from django_saga.operations.verbs import Verb
@@ -43,9 +42,12 @@ def operate(verb: Verb, saga_id: UUID | str, asked: Asked, work: Work) -> SagaEx
 
     Raises PermissionDenied, SagaNotFound, and SagaError saying why not.
     """
-    with audited(verb.name, verb.permission, asked) as (entry, storage):
+    with audited(verb.name, verb.permission, asked, execution_id=_known(saga_id)) as (
+        entry,
+        storage,
+    ):
         execution = read(saga_id, storage, verb)
-        entry.saga, entry.execution_id = execution.saga, execution.id
+        entry.saga = execution.saga
         entry.step = execution.step or execution.failed_step
         authorize(asked.get("user"), verb.name, execution)
         if verb.needs_reason:
@@ -62,9 +64,14 @@ def operate(verb: Verb, saga_id: UUID | str, asked: Asked, work: Work) -> SagaEx
 
 
 def read(saga_id: UUID | str, storage: DjangoSagaStorage, verb: Verb | None = None) -> Any:
-    """An execution with the database's clock, and the verdict on this verb."""
+    """An execution with the database's clock; with a verb locked, and with the verdict on it.
+
+    A driver's next checkpoint, and another operator, wait for the lock; what was read holds.
+    """
     rows = SagaExecution.objects.using(storage.alias).filter(pk__in=[_uuid(saga_id)])
     annotations = {"verdict": verb.verdict()} if verb else {}
+    if verb is not None:
+        rows = rows.select_for_update()
     try:
         execution = rows.annotate(db_now=DatabaseNow(), **annotations).first()
         if execution is not None:
@@ -80,15 +87,18 @@ def read(saga_id: UUID | str, storage: DjangoSagaStorage, verb: Verb | None = No
 
 def change(
     execution: SagaExecution, storage: DjangoSagaStorage, to: Callable[[Claim], Transition]
-) -> SagaExecution:
+) -> State:
     """Bring it into another state under its lease, within the open transaction; then let it go on.
 
-    What is active is acquired, so that a driver that had it writes nothing more. What has ended is
-    changed if it is as it was read: who held it wrote that as its last word.
+    Each change takes the next token: a driver that had it writes nothing more, and what was read
+    under the former token is told from what it is now.
     """
+    rows = SagaExecution.objects.using(storage.alias).filter(pk=execution.id)
+    if not execution.is_active:  # else acquiring it does that
+        rows.filter(token__lt=2**63 - 1).update(token=F("token") + 1)
     claim = storage.acquire(execution.id, driver=driver_name(), lease=conf.LEASE, by_hand=True)
     transition = to(claim)
-    after, grace = transition.state, get_backend().grace(claim.wait)
+    after, grace = transition.state, get_backend().grace(transition.delay)
     storage.checkpoint(
         Checkpoint(
             id=claim.id,
@@ -98,20 +108,21 @@ def change(
             record=transition.record,
             wake=transition.delay or None,
             grace=grace if after.active else None,
-            cause=cause_of(claim.saga, claim.state, transition),
         ),
         inside=True,
     )
+    if execution.failure_group and after.status is Status.RUNNING:
+        rows.update(failure_group="")  # what it fails of next, if anything, is another cause
     storage.on_commit(partial(_go_on, claim, storage, transition))
-    return execution
+    return after
 
 
 def _go_on(claim: Claim, storage: DjangoSagaStorage, transition: Transition) -> None:
     run = Run(_saga_of(claim, storage)[0], claim, None)
-    run.state = transition.state
+    run.state, run.delay, run.leased = transition.state, transition.delay, False
     drive(announce(run, transition.events, None))
     if transition.state.active:
-        with suppress(SagaPaused):  # it goes on when it is resumed
+        with suppress(SagaPaused, SagaAlreadyRunning):  # it goes on when resumed, or does already
             ring(claim, storage, transition.delay)
 
 
@@ -189,6 +200,13 @@ def why_retried(execution: SagaExecution, storage: DjangoSagaStorage) -> str:
 def retry_id(saga_id: UUID) -> UUID:
     """The id of the execution that retries this one: the primary key lets only one be started."""
     return uuid5(saga_id, "retry")
+
+
+def _known(saga_id: UUID | str) -> UUID | None:
+    """The id, for the audit; None where it is none."""
+    with suppress(SagaError):
+        return _uuid(saga_id)
+    return None
 
 
 def _refuse_changed(execution: SagaExecution, asked: Asked) -> None:

@@ -7,12 +7,12 @@ from typing import Unpack
 from uuid import UUID
 
 from django_saga import interventions, registry
-from django_saga.changes import changes
+from django_saga.changes import changes, unknown_fields
 from django_saga.conf import conf
-from django_saga.exceptions import SagaError
-from django_saga.machine import State, StepRules, Transition, standing
+from django_saga.exceptions import InvalidContext, SagaError
+from django_saga.machine import State, StepRules, Transition
 from django_saga.models import SagaAuditEntry, SagaExecution
-from django_saga.operations.asking import Asked, who
+from django_saga.operations.asking import Asked, reason_of, who
 from django_saga.operations.executing import change, name, operate
 from django_saga.operations.verbs import (
     ABANDON,
@@ -63,12 +63,15 @@ def edit_context(saga_id: UUID | str, context: str, **asked: Unpack[Asked]) -> S
         codec = saga.definition.codec
         given = codec.decode(context)
         encoded = codec.encode(given, limit=conf.CONTEXT_LIMIT)
+        if unknown := unknown_fields(context, encoded):  # a slip; it would be dropped in silence
+            raise InvalidContext(f"The context of {saga.name} has no {', '.join(unknown)}.")
         entry.detail = changes(execution.context, encoded, codec.sensitive)
 
         def edited(claim: Claim) -> Transition:
             return interventions.edit_context(claim.state, encoded, claim.wait)
 
-        return change(execution, storage, edited).id
+        change(execution, storage, edited)
+        return execution.id
 
     return operate(EDIT_CONTEXT, saga_id, asked, work)
 
@@ -98,7 +101,7 @@ def abandon(saga_id: UUID | str, confirm: str, **asked: Unpack[Asked]) -> SagaEx
 
     ``confirm`` is its id once more: what stands, stands from then on.
     """
-    why = f"Abandoned by {who(asked)}: {asked.get('reason', '')}"
+    why = f"Abandoned by {who(asked)}: {reason_of(asked)}"
 
     def ended(claim: Claim) -> Transition:
         return interventions.abandon(claim.state, why, StepRules(atomic=claim.state.atomic))
@@ -106,10 +109,9 @@ def abandon(saga_id: UUID | str, confirm: str, **asked: Unpack[Asked]) -> SagaEx
     def work(execution: SagaExecution, storage: DjangoSagaStorage, entry: SagaAuditEntry) -> UUID:
         if confirm.strip().lower() != str(execution.id):
             raise SagaError("Type the whole id of the execution to abandon it.")
-        change(execution, storage, ended)
+        stands = interventions.standing_steps(change(execution, storage, ended))
         _settle(execution, storage)
-        stands = ", ".join(effect.step for effect in standing(execution.state))
-        entry.detail = f"Standing: {stands or 'nothing'}."
+        entry.detail = f"Standing: {', '.join(stands) or 'nothing'}."
         return execution.id
 
     return operate(ABANDON, saga_id, asked, work)
@@ -124,7 +126,8 @@ def _changed(
 ) -> SagaExecution:
     def work(execution: SagaExecution, storage: DjangoSagaStorage, entry: SagaAuditEntry) -> UUID:
         entry.step = step or entry.step
-        return change(execution, storage, lambda claim: to(claim.state)).id
+        change(execution, storage, lambda claim: to(claim.state))
+        return execution.id
 
     return operate(verb, saga_id, asked, work)
 

@@ -7,7 +7,7 @@ from typing import Unpack
 from django_saga import registry
 from django_saga.exceptions import SagaError, UnknownSaga
 from django_saga.models import SagaExecution, SagaPause
-from django_saga.operations.asking import Asked, audited, who
+from django_saga.operations.asking import Asked, audited, reason_of, who
 
 PERMISSION = "django_saga.pause_sagaexecution"
 
@@ -22,7 +22,7 @@ def pause(saga: str, step: str = "", **asked: Unpack[Asked]) -> SagaPause:
     with audited("pause", PERMISSION, asked, saga=saga, step=step) as (_, storage):
         _refuse_unknown(saga, step, storage.alias)
         rows = SagaPause.objects.using(storage.alias)
-        facts = {"reason": asked.get("reason", ""), "user_name": who(asked)[:255]}
+        facts = {"reason": reason_of(asked), "user_name": who(asked)[:255]}
         pause, made = rows.get_or_create(saga=saga, step=step, defaults=facts)
         if not made:
             since = f"{pause.created_at:%Y-%m-%d %H:%M:%S} UTC by {pause.user_name}"

@@ -6,9 +6,9 @@ from typing import Unpack
 from uuid import UUID
 
 from django_saga import machine, registry
-from django_saga.exceptions import SagaAlreadyRunning, SagaError
+from django_saga.exceptions import LeaseLost, SagaAlreadyRunning, SagaError, StorageUnavailable
 from django_saga.models import SagaAuditEntry, SagaExecution
-from django_saga.operations.asking import Asked
+from django_saga.operations.asking import Asked, refuse
 from django_saga.operations.executing import (
     change,
     claim_of,
@@ -49,7 +49,8 @@ def retry(saga_id: UUID | str, *, delay: float = 0.0, **asked: Unpack[Asked]) ->
         def again(claim: Claim) -> machine.Transition:
             return machine.compensate_again(claim.state, delay)
 
-        return change(execution, storage, again).id
+        change(execution, storage, again)
+        return execution.id
 
     return operate(RETRY, saga_id, asked, work)
 
@@ -70,14 +71,23 @@ def recover(saga_id: UUID | str, **asked: Unpack[Asked]) -> SagaExecution:
     claim, storage = sent[0]
     try:
         ring(claim, storage, 0.0)
-    except SagaError:
+    except (LeaseLost, StorageUnavailable):
         raise
     except Exception as error:
-        raise SagaError(
-            f"{name(execution)} could not be handed to the backend; recover_sagas will find it. "
-            f"{type(error).__name__}: {told(error)}"
-        ) from error
+        why = error if isinstance(error, SagaError) else _not_handed_over(execution, error)
+        about = {"saga": claim.saga, "step": claim.state.step, "execution_id": claim.id}
+        refuse(RECOVER.name, why, asked, storage, **about)
+        if why is error:
+            raise
+        raise why from error
     return read(claim.id, storage)  # type: ignore[no-any-return]
+
+
+def _not_handed_over(execution: SagaExecution, error: Exception) -> SagaError:
+    return SagaError(
+        f"{name(execution)} could not be handed to the backend; recover_sagas will find it. "
+        f"{type(error).__name__}: {told(error)}"
+    )
 
 
 def _start_anew(execution: SagaExecution, storage: DjangoSagaStorage, delay: float) -> UUID:
