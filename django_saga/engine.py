@@ -136,13 +136,14 @@ def advance(run: Run) -> Flow[SagaStepResult | None]:
             if run.stopping:
                 yield from let_go(run, hand_over=True)
                 return None
-            if not run.state.in_flight and not (yield from _wait(run)):
-                return None
-            if run.state.in_flight:
-                result = yield from attempt(run)
-                if result is not None:
-                    run.resting = True
-                    return result
+            if not run.state.in_flight:
+                if not (yield from _wait(run)):
+                    return None
+                continue  # its checkpoint may have told of what operators ask
+            result = yield from attempt(run)
+            if result is not None:
+                run.resting = True
+                return result
     except GeneratorExit:
         raise
     except BaseException as error:

@@ -45,7 +45,8 @@ def _refuse_unknown(saga: str, step: str, alias: str) -> None:
     try:
         steps = set(registry.find_saga(saga).definition.steps)
     except UnknownSaga:
-        if not SagaExecution.objects.using(alias).filter(saga=saga).exists():
+        rows = SagaExecution.objects.using(alias)
+        if "\x00" in saga or not rows.filter(saga=saga).exists():
             raise SagaError(f"No saga is named {saga!r}.") from None
         return  # the code has lost it; its executions are still there
     if step and step not in steps:

@@ -145,17 +145,17 @@ class DjangoSagaStorage(SagaStorage):
                 )
             if not claim.state.active:
                 return claim
+            if claim.paused and not _is_held(claim):
+                raise SagaPaused(
+                    f"Saga {claim.saga} {saga_id} waits: it is paused before {claim.state.action} "
+                    f"of step {claim.state.step}, and goes on when that is resumed."
+                )
             if _is_leased(claim):
                 assert claim.execution is not None
                 raise SagaAlreadyRunning(
                     f"Saga {claim.saga} {saga_id} is being driven by {claim.execution.driver}, in "
                     f"{claim.state.action} of step {claim.state.step}; its lease lasts until "
                     f"{claim.execution.lease_until:%Y-%m-%d %H:%M:%S} UTC."
-                )
-            if claim.paused:
-                raise SagaPaused(
-                    f"Saga {claim.saga} {saga_id} waits: it is paused before {claim.state.action} "
-                    f"of step {claim.state.step}, and goes on when that is resumed."
                 )
             # It was released between the two statements.
         raise SagaError(f"Saga execution {saga_id} cannot be leased; was its row edited?")
@@ -419,6 +419,12 @@ def _columns(claim: Claim) -> dict[str, Any]:
 
 def _is_leased(claim: Claim) -> bool:
     return claim.execution is not None and claim.execution.lease_until is not None
+
+
+def _is_held(claim: Claim) -> bool:
+    """Whether its lease lasts still; a past one does not keep an execution from being paused."""
+    until = claim.execution.lease_until if claim.execution else None
+    return until is not None and until > claim.at
 
 
 def _oldest_first(claims: list[Claim]) -> list[Claim]:
