@@ -83,7 +83,6 @@ class Leave(_Step):
 class TripSaga(Saga[Trip]):
     name = "tests.TripSaga"
     steps = [Pack, Pay, Leave]
-    context_editable = True
 
 
 def run_trip(*, alias: str = "default", traveller: str = "Ada", **trouble: str) -> SagaExecution:

@@ -67,8 +67,10 @@ ALIASES = list(settings.DATABASES)
 
 
 @pytest.fixture(autouse=True)
-def _world(committing_databases: None) -> Iterator[None]:
+def _world(committing_databases: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     WORLD.reset()
+    monkeypatch.setattr(TripSaga, "context_editable", True)
+    SagaAuditEntry.objects.all().delete()
     yield
     WORLD.reset()
     User.objects.all().delete()
