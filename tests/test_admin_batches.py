@@ -86,7 +86,8 @@ def page(client: Client, address: str, status: int = 200) -> str:
 
 def words(html: str) -> str:
     """What is to be read in it."""
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", html[html.index('id="content-main"') :]))
+    main = html[html.index('id="content-main"') :].replace("<wbr>", "")
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", main))
 
 
 def hidden(html: str) -> dict[str, Any]:
@@ -209,6 +210,18 @@ def test_counts_end_at_a_limit_and_say_so(
     assert "All 2+" in said
     monkeypatch.setattr(preview, "CAP", 3)
     assert "All 3 No" in words(page(operator, f"{BASE}retry/"))
+
+
+def test_what_can_be_done_is_found_among_any_number_that_cannot(
+    operator: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed_trip()
+    for _ in range(3):
+        completed_trip()
+    monkeypatch.setattr(preview, "CAP", 2)
+    said = words(page(operator, f"{BASE}retry/?status=all"))
+    assert "1 start anew" in said
+    assert "2+ are completed" in said
 
 
 def test_filters_are_told_in_words(operator: Client) -> None:
@@ -495,7 +508,9 @@ def test_its_items_are_shown_a_hundred_at_a_time_or_those_of_one_state(
     while True:
         html = page(operator, f"{url(batch)}{query}")
         table = html[html.index('id="items"') :]
-        seen += re.findall(r'<th scope="row"><a class="saga-id" href="[^"]*">([^<]*)</a>', table)
+        seen += re.findall(
+            r'<th scope="row"><a class="saga-id" href="[^"]*" title="([^"]*)"', table
+        )
         follow = re.search(r'rel="next" href="([^#]*)#items"', table)
         if not follow:
             break

@@ -281,7 +281,8 @@ def test_no_page_is_wider_than_the_screen(width: int, operate: Opened) -> None:
     verbs = ("change", "retry", "resolve", "mark_done", "recover")
     ones = [f"{BASE}{stuck.pk}/{verb}/" for verb in verbs]
     with operate(viewport={"width": width, "height": 800}) as page:
-        for address in (BASE, *ones, f"{BASE}retry/", on_batch, APP, GROUPS, group_page(stuck)):
+        of_batches = (f"{BASE}retry/", on_batch, "/admin/django_saga/sagabatch/")
+        for address in (BASE, *ones, *of_batches, APP, GROUPS, group_page(stuck)):
             page.goto(address)
             wide = page.evaluate("document.documentElement.scrollWidth")
             assert wide <= width, address
@@ -290,6 +291,9 @@ def test_no_page_is_wider_than_the_screen(width: int, operate: Opened) -> None:
             box = page.locator(f"#result_list .field-{column}").bounding_box()
             assert box is not None
             assert box["x"] + box["width"] <= width, column
+        table = page.locator("#result_list").bounding_box()
+        assert table is not None
+        assert table["width"] > width / 2  # nothing squeezes it
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -37,7 +37,7 @@ from django_saga.models import (
     SagaExecution,
     SagaStepRecord,
 )
-from django_saga.operations import RECOVER, RETRY, VERBS, retry, retry_id
+from django_saga.operations import BULK, RECOVER, RETRY, VERBS, retry, retry_id
 from django_saga.operations.verbs import CANCEL
 from django_saga.recovery import sweep
 from django_saga.rq import BATCH_ENTRY_POINT, SagaJob, run_batch
@@ -158,6 +158,20 @@ def test_it_takes_what_the_verb_can_be_done_to_the_oldest_first_as_it_is_now(ali
         "retry, 3 executions: those of today",
     )
     assert WORLD.calls == []
+
+
+@pytest.mark.parametrize("verb", BULK.values(), ids=lambda verb: verb.name)
+def test_a_verb_for_many_can_be_done_in_its_statuses_alone(verb: Any, alias: str) -> None:
+    """They are there for the indexes, and must leave out nothing."""
+    makers = (failed_trip, completed_trip, stuck_trip, driven_trip, due_trip, lost_trip)
+    for make in (*makers, pending_trip):
+        make(alias=alias)
+    changed(stuck_trip(alias=alias), action="act")
+    changed(lost_trip(alias=alias), status="COMPENSATING")
+    rows = SagaExecution.objects.using(alias)
+    possible = rows.alias(verdict=verb.verdict()).filter(verdict__in=verb.possible)
+    assert set(verb.fit(rows.all())) == set(possible)
+    assert {row.status for row in possible} == set(verb.among)
 
 
 def test_a_queryset_without_duplicates_can_be_taken_too(alias: str) -> None:

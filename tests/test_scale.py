@@ -9,12 +9,16 @@ from typing import Any
 import pytest
 from django.contrib.auth import get_user_model
 from django.db import connection, connections
+from django.db.models import F
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from django_saga.models import SagaExecution, SagaFailureGroup
+from django_saga import batches
+from django_saga.models import SagaBatch, SagaExecution, SagaFailureGroup
+from django_saga.operations import RETRY
 from django_saga.storage import DjangoSagaStorage
+from django_saga.verdicts import unsettled
 from testproject.shop.crowd import gather
 
 EXECUTIONS, RECORDS = 30_000, 4
@@ -30,6 +34,7 @@ def crowd(committing_databases: None, django_db_blocker: Any) -> Iterator[None]:
     with django_db_blocker.unblock():
         gather(EXECUTIONS, records=RECORDS)
         yield
+        SagaBatch.objects.all().delete()
         with connections["default"].cursor() as cursor:
             tables = ", ".join((*LARGE, "django_saga_sagafailuregroup"))
             cursor.execute(f"TRUNCATE {tables} CASCADE")
@@ -46,6 +51,18 @@ def operator(client: Client) -> Iterator[Client]:
 
 def changelist(model: str, query: str = "") -> str:
     return f"{reverse(f'admin:django_saga_{model}_changelist')}{query}"
+
+
+def many(verb: str, query: str = "") -> str:
+    return f"{reverse(f'admin:django_saga_sagaexecution_{verb}_many')}{query}"
+
+
+def of_many() -> Any:
+    """A batch of all that is unsettled, done and looked at."""
+    failed = SagaExecution.objects.filter(unsettled())
+    batch = batches.create(RETRY, failed, user=None, reason="x", title="x", source="code")
+    batch.items.update(state="done", result_id=F("execution_id"))
+    return batch.pk
 
 
 def pages() -> dict[str, Any]:
@@ -74,6 +91,13 @@ def pages() -> dict[str, Any]:
         "what has failed": lambda: changelist("sagaexecution", "?status=open-FAILED"),
         "overview": lambda: reverse("admin:app_list", args=["django_saga"]),
         "running one": lambda: one(status="RUNNING"),
+        "many": lambda: many("retry"),
+        "many of all": lambda: many("retry", "?status=all"),
+        "many of the failed": lambda: many("retry", "?status=FAILED"),
+        "many to cancel": lambda: many("cancel", "?status=RUNNING"),
+        "many of a group": lambda: many("retry", f"?group={group()}&status=all"),
+        "batches": lambda: changelist("sagabatch"),
+        "a batch": lambda: reverse("admin:django_saga_sagabatch_change", args=[of_many()]),
     }
 
 

@@ -51,6 +51,7 @@ class SagaBatchAdmin(_Admin):
     sortable_by = ()
     actions = None
     show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
     drive_seconds = 5.0
     """How long one request drives a batch itself, with the in-process backend."""
 

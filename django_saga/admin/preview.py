@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from django.db.models import QuerySet
+from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 
+from django_saga.admin.formats import name
 from django_saga.models import SagaExecution
 from django_saga.operations import Verb
 from django_saga.verdicts import Verdict, stands_at
@@ -27,6 +30,11 @@ class Group:
     error_type: str
     will_run: str
 
+    @property
+    def name(self) -> SafeString:
+        """The saga, which may be broken where its words begin."""
+        return name(self.saga)
+
 
 @dataclass(frozen=True)
 class Preview:
@@ -39,7 +47,8 @@ class Preview:
     further: int
     """How many groups are not shown."""
     capped: bool
-    """Whether there are more executions than were counted."""
+    """Whether there are more of those than were counted."""
+    others_capped: bool
 
     @property
     def count(self) -> int:
@@ -53,21 +62,26 @@ class Preview:
 
 
 def preview(verb: Verb, executions: QuerySet[SagaExecution]) -> Preview:
-    """Look at what a verb would do to these executions; one query, which reads ``CAP`` of them."""
-    rows = executions.order_by().annotate(verdict=verb.verdict(), at=stands_at())
+    """Look at what a verb would do to these executions; two queries, each for ``CAP`` of them."""
+    rows = executions.order_by("-created_at").annotate(verdict=verb.verdict(), at=stands_at())
     columns = ("verdict", "saga", "at", "action", "error_type")
-    found = list(rows.values_list(*columns)[: CAP + 1])
-    verdicts = Counter(Verdict(row[0]) for row in found[:CAP])
-    counts = sorted(verdicts.items(), key=lambda count: count[0].value)
-    kinds: Counter[Any] = Counter(_kind(*row) for row in found[:CAP] if row[0] in verb.possible)
+    able = list(verb.fit(rows).values_list(*columns)[: CAP + 1])
+    unable = rows.exclude(verdict__in=verb.possible).values_list("verdict", flat=True)
+    others = list(unable[: CAP + 1])
+    kinds: Counter[Any] = Counter(_kind(*row) for row in able[:CAP])
     largest = sorted(kinds.items(), key=lambda kind: (-kind[1], kind[0]))
     return Preview(
-        possible=[(verdict, n) for verdict, n in counts if verdict in verb.possible],
-        others=[(verdict, n) for verdict, n in counts if verdict not in verb.possible],
+        possible=_counted(row[0] for row in able[:CAP]),
+        others=_counted(others[:CAP]),
         groups=[Group(number, *kind) for kind, number in largest[:GROUPS]],
         further=max(len(largest) - GROUPS, 0),
-        capped=len(found) > CAP,
+        capped=len(able) > CAP,
+        others_capped=len(others) > CAP,
     )
+
+
+def _counted(verdicts: Iterable[str]) -> list[tuple[Verdict, int]]:
+    return sorted(Counter(map(Verdict, verdicts)).items(), key=lambda count: count[0].value)
 
 
 def _kind(verdict: str, saga: str, step: str, action: str, error: str) -> tuple[str, ...]:

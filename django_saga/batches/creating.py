@@ -99,8 +99,7 @@ def _fit(verb: Verb, executions: QuerySet[SagaExecution]) -> QuerySet[SagaExecut
         executions = executions.model.objects.using(executions.db).filter(
             pk__in=executions.order_by().values("pk")
         )
-    fit = executions.alias(verdict=verb.verdict()).filter(verdict__in=verb.possible)
-    return fit.order_by("created_at", "pk")
+    return verb.fit(executions).order_by("created_at", "pk")
 
 
 def _fill(batch: SagaBatch, fit: QuerySet[SagaExecution]) -> int:

@@ -6,12 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from django.db.models import Case
+from django.db.models import Case, QuerySet
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
 from django_saga import verdicts
+from django_saga.machine import ACTIVE
+from django_saga.models import SagaExecution
 from django_saga.verdicts import Verdict
+
+Executions = QuerySet[SagaExecution]
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,18 @@ class Verb:
     takes: tuple[str, ...] = ()
     """Arguments of its own: step, context, standing, or the id typed again (confirm)."""
     needs_reason: bool = True
-    bulk: bool = False
-    """Whether it is done to many at once, too."""
+    among: tuple[str, ...] = ()
+    """The statuses that allow it at all, for the indexes; given for those that are done to many."""
+
+    @property
+    def bulk(self) -> bool:
+        """Whether it is done to many at once, too."""
+        return bool(self.among)
+
+    def fit(self, executions: Executions) -> Executions:
+        """Those of the executions that it can be done to now."""
+        rows = executions.filter(status__in=self.among) if self.among else executions
+        return rows.alias(fit=self.verdict()).filter(fit__in=self.possible)
 
     @property
     def permission(self) -> str:
@@ -56,7 +70,7 @@ RETRY = Verb(
     (Verdict.ANEW, Verdict.AGAIN),
     right="retry",
     needs_reason=False,
-    bulk=True,
+    among=("FAILED", "STUCK"),
 )
 RECOVER = Verb(
     "recover",
@@ -66,7 +80,7 @@ RECOVER = Verb(
     (Verdict.ON,),
     right="recover",
     needs_reason=False,
-    bulk=True,
+    among=tuple(status.value for status in ACTIVE),
 )
 CANCEL = Verb(
     "cancel",
@@ -75,7 +89,7 @@ CANCEL = Verb(
     verdicts.cancel_verdict,
     (Verdict.NOW, Verdict.SOON),
     right="cancel",
-    bulk=True,
+    among=("PENDING", "RUNNING"),
 )
 RESUME_FORWARD = Verb(
     "resume_forward",
@@ -83,7 +97,7 @@ RESUME_FORWARD = Verb(
     _("Begins the step again at which it got stuck before it had turned back."),
     verdicts.forward_verdict,
     (Verdict.FORWARD,),
-    bulk=True,
+    among=("STUCK",),
 )
 SKIP = Verb(
     "skip",
