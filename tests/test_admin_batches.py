@@ -24,6 +24,7 @@ from django_saga.models import (
     SagaBatch,
     SagaBatchItem,
     SagaExecution,
+    SagaFailureGroup,
     SagaStepRecord,
 )
 from django_saga.operations import BULK, RETRY
@@ -320,6 +321,20 @@ def test_one_then_ten_then_all_of_one_cause_among_400(operator: Client) -> None:
     retried = SagaExecution.objects.exclude(retry_of=None).values_list("retry_of", flat=True)
     assert set(retried) == {execution.pk for execution in mine}
     assert len(retried) == 32
+
+
+def test_a_failure_group_is_acted_on_and_nothing_else(operator: Client) -> None:
+    """As the group's own page leads there; by its stored rows, whatever else the address says."""
+    mine, other = failed_trip(), run_trip(act_Pay="another cause")
+    assert mine.failure_group != other.failure_group
+    group = SagaFailureGroup.objects.get(pk=mine.failure_group)
+    address = f"{BASE}retry/?group={group.pk}&status=all"
+    assert f"failure group: {group}" in words(page(operator, address)).replace("&#x27;", "'")
+    batch = do(operator, address)
+    assert [item.execution_id for item in items(batch)] == [mine.pk]
+    assert changed(other).settled_at is None
+    for nobody in ("x", "%00", uuid.uuid4().hex):
+        assert "Nothing can be done" in page(operator, f"{BASE}retry/?group={nobody}&status=all")
 
 
 def test_a_selection_is_acted_on_and_nothing_else(operator: Client) -> None:
