@@ -21,6 +21,7 @@ from django.utils.timezone import now
 from pytest_django import Settings
 
 from django_saga import operations
+from django_saga.admin.chain import chain_of
 from django_saga.admin.frames import frames_of, own_frames
 from django_saga.masking import MASK
 from django_saga.models import SagaAuditEntry, SagaExecution, SagaPause, SagaStepRecord
@@ -36,6 +37,7 @@ from tests.operated import (
     pending_trip,
     stuck_trip,
 )
+from tests.settings import DATABASES
 from tests.test_admin import HOSTILE, MODEL_ADMIN, log_in, one, page, staff
 from tests.test_verbs import text_of
 
@@ -456,6 +458,15 @@ def test_of_a_long_chain_twenty_are_shown_around_the_one_that_is_looked_at(
         assert shown == ["this" if n == place else ids[n] for n in range(first, first + 20)]
 
 
+@pytest.mark.parametrize("alias", DATABASES)
+def test_every_database_walks_the_chain(alias: str) -> None:
+    first, second = (failed_trip(alias=alias) for _ in range(2))
+    second = changed(second, retry_of=first)
+    rows = SagaExecution.objects.using(alias)
+    for execution in (first, second):
+        assert [one.pk for one in chain_of(execution, rows.all())] == [first.pk, second.pk]
+
+
 def test_a_chain_shows_only_what_the_user_may_see(
     operator: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -516,6 +527,16 @@ def test_only_what_goes_on_by_itself_is_looked_at_again(operator: Client) -> Non
 
 
 # All of it
+
+
+def test_a_row_that_was_spoilt_is_told_and_nothing_can_be_done_to_it(operator: Client) -> None:
+    execution = changed(stuck_trip(), effects=[["Pack", "PERHAPS"]])
+    assert "Its row cannot be read, was it edited?" in page(operator, one(execution))
+    for verb in operations.VERBS:
+        response = operator.get(one(execution, verb))
+        assert response["Location"] == one(execution)
+    assert operator.post(one(execution, "context")).status_code == 302
+    page(operator, "/admin/django_saga/sagaexecution/?status=all")
 
 
 def test_the_page_of_the_longest_story_costs_twelve_queries_at_most(settings: Settings) -> None:

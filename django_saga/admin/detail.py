@@ -36,6 +36,15 @@ Records = QuerySet[SagaStepRecord]
 Executions = QuerySet[SagaExecution]
 
 
+def unreadable(execution: SagaExecution) -> str:
+    """Why nothing can be said of an execution; empty where its row was not spoilt."""
+    try:
+        execution.state  # noqa: B018
+    except ValueError as error:
+        return _("Its row cannot be read, was it edited? %(error)s") % {"error": error}
+    return ""
+
+
 def context_of(
     request: HttpRequest, execution: SagaExecution, rows: Executions, *, masked: bool = True
 ) -> dict[str, Any]:

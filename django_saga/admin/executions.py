@@ -187,6 +187,10 @@ class SagaExecutionAdmin(Exporting, Confirming, _Admin):
         execution = one.first()
         if execution is None:
             raise Http404("There is no such execution.")
+        if unreadable := detail.unreadable(execution):
+            context = self.page_context(request, execution.saga)
+            context |= {"original": execution, "unreadable": unreadable}
+            return TemplateResponse(request, f"{TEMPLATES}/detail.html", context)
         context = {
             **self.page_context(request, execution.saga),
             **detail.context_of(request, execution, rows, masked=masked),

@@ -38,9 +38,6 @@ class VerbForm(forms.Form):
         for name in verb.takes:
             self.fields[name] = _FIELDS[name](execution)
         self.fields["reason"] = _reason(verb)
-        for name, field in self.fields.items():  # told to who does not see them beside the field
-            if field.help_text:
-                field.widget.attrs["aria-describedby"] = f"id_{name}_helptext"
 
     @property
     def note(self) -> str:

@@ -14,6 +14,7 @@ from django.template.response import TemplateResponse
 from django.utils.translation import gettext as _
 
 from django_saga import interventions, registry
+from django_saga.admin.detail import unreadable
 from django_saga.admin.formats import status_badge
 from django_saga.admin.forms import VerbForm
 from django_saga.backends import get_backend
@@ -47,6 +48,8 @@ def verb_view(
         raise Http404("There is no such execution.")
     if not may(request, verb):
         _refuse(request, verb, execution)
+    if unreadable(execution):  # which is told there
+        return HttpResponseRedirect(admin.url_of("change", saga_id=saga_id))
     if request.method != "POST":
         return _ask(admin, request, verb, execution, VerbForm(verb, execution))
     form = VerbForm(verb, execution, data=request.POST)
