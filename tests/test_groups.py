@@ -309,6 +309,13 @@ def test_a_note_has_an_end_and_a_group_must_be_there() -> None:
         operations.note("0" * 32, "Hello")
 
 
+def test_a_secret_in_a_note_is_masked_before_it_is_stored(operator: Client) -> None:
+    failed = failed_trip()
+    post(operator, failed, note="Log in with password=hunter2-very-secret")
+    assert "hunter2" not in SagaFailureGroup.objects.get().note
+    assert "hunter2" not in SagaAuditEntry.objects.get().detail
+
+
 # Who may
 
 

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Unpack
 
 from django_saga.exceptions import SagaError
+from django_saga.masking import mask_text
 from django_saga.models import SagaFailureGroup
 from django_saga.operations.asking import Asked, audited
 from django_saga.storage import DjangoSagaStorage
@@ -27,9 +28,9 @@ def note(group_id: str, text: str, **asked: Unpack[Asked]) -> SagaFailureGroup:
         entry.saga, entry.step = group.saga, group.step
         if len(text) > NOTE_LIMIT:
             raise SagaError(f"A note has up to {NOTE_LIMIT} characters.")
-        group.note = text
+        group.note = mask_text(text)
         group.save(using=storage.alias, update_fields=["note"])
-        entry.detail = f"Group {group.pk}: {text or 'no note'}"
+        entry.detail = f"Group {group.pk}: {group.note or 'no note'}"
     return group
 
 
