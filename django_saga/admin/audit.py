@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin
 from django.db.models import Q, QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -75,8 +75,8 @@ class UserFilter(_RecentFilter):
 class SagaAuditEntryAdmin(_Admin):
     """Entries can be seen; none can be added, edited or deleted."""
 
-    list_display = ("at", "who", "verb", "result_shown", "on", "reason_shown", "detail_shown")
-    list_display_links = ("at",)
+    list_display = ("at_shown", "who", "verb", "result_shown", "on", "why")
+    list_display_links = ("at_shown",)
     list_filter = (VerbFilter, "result", SourceFilter, UserFilter)
     list_per_page = 50
     list_max_show_all = 0
@@ -87,6 +87,12 @@ class SagaAuditEntryAdmin(_Admin):
     show_facets = admin.ShowFacets.NEVER
     actions = None
     change_list_template = f"{TEMPLATES}/change_list.html"
+    change_form_template = f"{TEMPLATES}/entry.html"
+    fields = (
+        *("at_shown", "user_name", "user_id", "source", "verb", "result", "on", "execution_id"),
+        *("batch_id", "reason_shown", "detail_shown"),
+    )
+    readonly_fields = ("at_shown", "on", "reason_shown", "detail_shown")
 
     class Media:
         css = {"all": ["django_saga/admin.css"]}
@@ -116,6 +122,16 @@ class SagaAuditEntryAdmin(_Admin):
             return queryset.filter(Q(execution_id=id) | Q(batch_id=id)), False
         return queryset.filter(user_name=term), False
 
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        title = {"title": _("Saga audit entries")}
+        return super().changelist_view(request, {**title, **(extra_context or {})})
+
+    @admin.display(description=_("at (UTC)"))
+    def at_shown(self, entry: SagaAuditEntry) -> str:
+        return f"{entry.at:%Y-%m-%d %H:%M:%S}"
+
     @admin.display(description=_("user"))
     def who(self, entry: SagaAuditEntry) -> SafeString:
         return format_html(
@@ -127,7 +143,7 @@ class SagaAuditEntryAdmin(_Admin):
         refused = entry.result == SagaAuditEntry.Result.REFUSED
         return badge("failed" if refused else "completed", entry.get_result_display())
 
-    @admin.display(description=_("execution"))
+    @admin.display(description=_("done to"))
     def on(self, entry: SagaAuditEntry) -> SafeString:
         what = name(f"{entry.saga} {entry.step}".strip())
         if entry.execution_id is None:
@@ -143,12 +159,20 @@ class SagaAuditEntryAdmin(_Admin):
         )
 
     @admin.display(description=_("reason"))
-    def reason_shown(self, entry: SagaAuditEntry) -> str:
-        return _cut(entry.reason)
+    def why(self, entry: SagaAuditEntry) -> SafeString:
+        return format_html(
+            '<span class="saga-text">{}</span> <span class="saga-text saga-small">{}</span>',
+            _cut(entry.reason),
+            _cut(entry.detail),
+        )
+
+    @admin.display(description=_("reason"))
+    def reason_shown(self, entry: SagaAuditEntry) -> SafeString:
+        return format_html('<span class="saga-text">{}</span>', entry.reason or "-")
 
     @admin.display(description=_("detail"))
-    def detail_shown(self, entry: SagaAuditEntry) -> str:
-        return _cut(entry.detail)
+    def detail_shown(self, entry: SagaAuditEntry) -> SafeString:
+        return format_html('<span class="saga-text">{}</span>', entry.detail or "-")
 
 
 def recent_entries(request: HttpRequest, model_admin: Any) -> list[dict[str, str]]:

@@ -63,6 +63,7 @@ class Exporting(_Admin):
         query = request.GET.urlencode()
         context = {
             **self.page_context(request, _("Export executions")),
+            "original": _("Export executions"),
             "number": f"{min(number, MOST):,}",
             "more": number > MOST,
             "with_contexts": request.user.has_perm(VIEW_CONTEXT),

@@ -69,7 +69,7 @@ class ReasonForm(forms.Form):
 def _choices() -> list[Any]:
     """By saga: all of it, then its steps."""
     sagas = {saga.name: saga for saga in registry.all_sagas()}
-    choices = []
+    choices: list[Any] = [("", _("Choose a saga or a step"))]
     for saga in sorted(sagas):
         steps = [(_value(saga, step), f"{saga}: {step}") for step in sagas[saga].definition.steps]
         every = (_value(saga, ""), _("%(saga)s: every step") % {"saga": saga})
@@ -85,7 +85,7 @@ def _value(saga: str, step: str) -> str:
 class SagaPauseAdmin(_Admin):
     """What is paused can be seen, and resumed; and more can be paused."""
 
-    list_display = ("saga_shown", "step_shown", "reason_shown", "user_name", "created_at", "tools")
+    list_display = ("saga_shown", "step_shown", "reason_shown", "user_name", "since", "tools")
     list_display_links = None
     list_per_page = 100
     sortable_by = ()
@@ -136,8 +136,12 @@ class SagaPauseAdmin(_Admin):
         return name(pause.step) if pause.step else _("every step")
 
     @admin.display(description=gettext_lazy("reason"))
-    def reason_shown(self, pause: SagaPause) -> str:
-        return pause.reason[:500] or "-"
+    def reason_shown(self, pause: SagaPause) -> SafeString:
+        return format_html('<span class="saga-text">{}</span>', pause.reason[:500] or "-")
+
+    @admin.display(description=gettext_lazy("since (UTC)"))
+    def since(self, pause: SagaPause) -> str:
+        return f"{pause.created_at:%Y-%m-%d %H:%M:%S}"
 
     @admin.display(description="")
     def tools(self, pause: SagaPause) -> SafeString:
@@ -185,6 +189,7 @@ class SagaPauseAdmin(_Admin):
         context = {
             **self.admin_site.each_context(request),
             "title": title,
+            "original": title,
             "opts": self.opts,
             "media": self.media,
             "has_view_permission": True,
