@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
+from io import StringIO
 from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
+from django.core.management import CommandError, call_command
 from django.db import connection, connections
 from django.db.models import F
 from django.test import Client
@@ -98,6 +101,10 @@ def pages() -> dict[str, Any]:
         "many of a group": lambda: many("retry", f"?group={group()}&status=all"),
         "batches": lambda: changelist("sagabatch"),
         "a batch": lambda: reverse("admin:django_saga_sagabatch_change", args=[of_many()]),
+        "audit": lambda: changelist("sagaauditentry"),
+        "pauses": lambda: changelist("sagapause"),
+        "export": lambda: reverse("admin:django_saga_sagaexecution_export"),
+        "export of all": lambda: reverse("admin:django_saga_sagaexecution_export") + "?status=all",
     }
 
 
@@ -109,6 +116,32 @@ def test_a_screen_reads_little_however_many_there_are(operator: Client, name: st
         response = operator.get(path)
     assert response.status_code == 200
     assert len(queries) <= MOST, [query["sql"][:150] for query in queries]
+    for query in queries:
+        assert not flaws(query["sql"]), query["sql"]
+
+
+COMMANDS = {
+    "list": ["list"],
+    "list of all": ["list", "--status", "all"],
+    "list of the stuck": ["list", "--status", "stuck"],
+    "list of a group": ["list", "--group", "{group}"],
+    "groups": ["groups"],
+    "show": ["show", "{stuck}"],
+    "doctor": ["doctor"],
+    "retry of a group": ["retry", "--group", "{group}", "--limit", "1", "--dry-run"],
+    "retry of the stuck": ["retry", "--status", "stuck", "--limit", "1", "--dry-run"],
+    "recover": ["recover", "--status", "overdue", "--limit", "1", "--dry-run"],
+}
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_a_command_reads_little_however_many_there_are(name: str) -> None:
+    stuck = SagaExecution.objects.filter(status="STUCK")[0]
+    names = {"stuck": str(stuck.pk), "group": stuck.failure_group}
+    arguments = [argument.format(**names) for argument in COMMANDS[name]]
+    with CaptureQueriesContext(connection) as queries, suppress(CommandError):
+        call_command("sagas", *arguments, stdout=StringIO())
+    assert len(queries) > 0
     for query in queries:
         assert not flaws(query["sql"]), query["sql"]
 

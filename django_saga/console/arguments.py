@@ -86,7 +86,7 @@ def _filters(command: ArgumentParser) -> None:
     command.add_argument("--status", type=_status, metavar="STATUS", help=f"one of {statuses}")
     command.add_argument("--saga", metavar="SAGA", help="only this saga")
     command.add_argument("--step", metavar="STEP", help="only what stands at, or failed in it")
-    command.add_argument("--group", metavar="ID", help="only this cause, see groups")
+    command.add_argument("--group", metavar="ID", help="only this cause, not dealt with")
 
 
 def _limit(command: ArgumentParser, help: str, *, default: int | None) -> None:

@@ -9,7 +9,7 @@ from django.db.models import Q, QuerySet
 from django_saga.models import SagaExecution
 from django_saga.operations import Verb
 from django_saga.storage import DjangoSagaStorage
-from django_saga.verdicts import needs_attention, overdue, stands_at
+from django_saga.verdicts import needs_attention, overdue, stands_at, unsettled
 
 Executions = QuerySet[SagaExecution]
 Status = SagaExecution.Status
@@ -31,7 +31,7 @@ def filtered(options: dict[str, Any], *, default: str) -> Executions:
     if options["saga"]:
         rows = rows.filter(saga=options["saga"])
     if options["group"]:
-        rows = rows.filter(failure_group=options["group"])
+        rows = rows.filter(unsettled(), failure_group=options["group"])
     if options["step"]:
         rows = rows.alias(at=stands_at()).filter(at=options["step"])
     return rows
