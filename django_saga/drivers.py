@@ -401,6 +401,8 @@ class AsyncDriver:
                 try:
                     done.set_result(function())
                 except BaseException as error:
+                    if done.done():
+                        raise  # struck once all was done
                     done.set_exception(error)
                 finally:
                     if not done.done():  # struck in the line above: it must not be waited for
@@ -413,8 +415,11 @@ class AsyncDriver:
                 if done.cancel():  # it never began
                     raise asyncio.CancelledError
                 # A loop that shuts down cancels every task, this one too; but not its thread.
-                await self._outlast(asyncio.wrap_future(done))
-            elif (why := task.exception()) and not done.done():
+                self._cancel(asyncio.CancelledError())
+                in_thread = asyncio.wrap_future(done)
+                await self._outlast(in_thread)
+                return in_thread.result()
+            if (why := task.exception()) and not done.done():
                 raise why  # the thread that sync code runs in has gone, say
             return done.result()
         except BaseException:
@@ -427,8 +432,12 @@ class AsyncDriver:
             try:
                 await asyncio.wait((waited,))
             except asyncio.CancelledError as error:
-                self._cancelled = error
-                self._stop()
+                self._cancel(error)
+
+    def _cancel(self, error: asyncio.CancelledError) -> None:
+        """Stop after the step in flight, and raise the error on."""
+        self._cancelled = error
+        self._stop()
 
     async def _sleep(self, seconds: float) -> None:
         self._pause = asyncio.ensure_future(asyncio.sleep(seconds))

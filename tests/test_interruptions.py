@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import signal
 import threading
@@ -374,8 +375,10 @@ def test_a_thread_that_is_struck_before_it_begins_its_work_is_not_waited_for(
 
 
 def test_a_thread_that_is_struck_as_it_tells_of_an_error_is_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """And what it left is raised once, not told again as an error that nobody saw."""
+
     class Struck(Future[Any]):
         tries = 0
 
@@ -392,6 +395,33 @@ def test_a_thread_that_is_struck_as_it_tells_of_an_error_is_not_waited_for(
 
     with ThreadPoolExecutor(1) as pool, pytest.raises(asyncio.CancelledError):
         pool.submit(work).result(60)
+    gc.collect()
+    assert "never retrieved" not in caplog.text
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, KeyboardInterrupt])
+def test_what_strikes_a_thread_once_its_work_is_done_is_raised_on(
+    storage: SagaStorage,
+    calls: Calls,
+    error: type[BaseException],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Struck(Future[Any]):
+        strikes = [error]
+
+        def set_result(self, result: Any) -> None:
+            super().set_result(result)
+            if calls and self.strikes:
+                raise self.strikes.pop()
+
+    monkeypatch.setattr(drivers, "Future", Struck)
+    steps = [make_step("A", calls), make_step("B", calls)]
+    saga, saga_id = Saga(steps=steps, storage=storage, name="tests.struck"), uuid.uuid4()
+    with pytest.raises(error):
+        async_to_sync(saga.arun)(Log(), saga_id=saga_id)
+    assert [r.outcome for r in storage.history(saga_id)] == ["DONE"]
+    assert saga.run(Log(), saga_id=saga_id).status == "COMPLETED", "the lease was released"
+    assert calls == ["act A", "act B"]
 
 
 def test_a_thread_that_is_struck_once_it_has_told_its_result_is_done(

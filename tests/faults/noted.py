@@ -85,7 +85,7 @@ class Write(SagaStepHandler[Trip]):
 class Charge(SagaStepHandler[Trip]):
     """Refused at first, both ways; and with a timeout, which takes an alarm in a main thread."""
 
-    retry = Retry(attempts=3, delay=0.001)
+    retry = Retry(attempts=3, delay=0.005)  # so long that a busy machine has to wait, too
     compensation_retry = Retry(attempts=3, delay=0)
     timeout = 600
 

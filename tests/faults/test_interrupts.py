@@ -190,7 +190,7 @@ class Battery:
         return None
 
     def strike(self, at: int, error: type[BaseException], within: str = "") -> None:
-        for _ in range(9):  # a loop's turns are not quite the same each time
+        for _ in range(30):  # the lines are not quite the same each time: a wait may be over
             case = self._case()
             with striking(at, error, within) as strike:
                 raised = self._driven(case)
