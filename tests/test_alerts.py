@@ -37,6 +37,7 @@ from django_saga.models import (
 from django_saga.rq import sweep_sagas
 from django_saga.signals import saga_alert
 from django_saga.storage import DjangoSagaStorage
+from django_saga.telling import deliver
 from tests.operated import WORLD, changed, due_trip, failed_trip, run_trip, stuck_trip
 
 ALIASES = list(django_settings.DATABASES)
@@ -405,8 +406,9 @@ def test_a_webhook_gets_it_as_json(hook: Hook, settings: Settings) -> None:
 def test_mail_goes_to_each_with_the_link_and_a_subject_of_one_line(settings: Settings) -> None:
     to = ["ops@example.com", "oncall@example.com"]
     settings.DJANGO_SAGA = {"ALERTS": {"EMAIL": to, "SITE": "https://admin.example.com"}}
-    run_trip(act_Leave="fog", compensate_Pack="bag lost\nBcc: all@example.com")
-    alerts.look()
+    stuck = stuck_trip()
+    path = f"/admin/django_saga/sagaexecution/{stuck.pk}/change/"
+    assert deliver(alerts.Alert("key", "stuck", "It is stuck\nBcc: all@example.com", path))
     (message,) = mail.outbox
     assert message.to == to
     assert "\n" not in message.subject
