@@ -325,6 +325,7 @@ def test_to_resolve_it_each_standing_effect_is_ticked(operator: Client) -> None:
     assert "Pay: may stand: it could not be undone" in asked
     for ticked in ([], ["Pay"], ["Pay", "Leave"]):
         response = posted(operator, execution, "resolve", standing=ticked)
+        assert ("Tick each effect" in text_of(response)) is ("Leave" not in ticked)
         assert response.status_code == 200
     assert changed(execution).settled_at is None
     assert posted(operator, execution, "resolve", standing=["Pay", "Pack"]).status_code == 302
@@ -335,6 +336,7 @@ def test_to_abandon_it_its_id_is_typed(operator: Client) -> None:
     execution = lost_trip()
     for typed in ("", "yes", str(uuid.uuid4()), str(execution.pk)[:-1]):
         response = posted(operator, execution, "abandon", confirm=typed)
+        assert ("That is not the id of this execution." in text_of(response)) is (typed != "")
         assert response.status_code == 200
         assert changed(execution).status == "RUNNING"
     assert posted(operator, execution, "abandon", confirm=f" {execution.pk} ").status_code == 302
