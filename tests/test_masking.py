@@ -205,10 +205,12 @@ class LeakCancellation(SagaStepHandler[Login]):
 
 
 class Failing(Saga[Login]):
+    name = "tests.masking.Failing"  # others have such names in this app
     steps = [Reserve, Charge]
 
 
 class Sticking(Saga[Login]):
+    name = "tests.masking.Sticking"
     steps = [ReserveForGood, Charge]
 
 

@@ -104,7 +104,6 @@ def pages() -> dict[str, Any]:
         "audit": lambda: changelist("sagaauditentry"),
         "pauses": lambda: changelist("sagapause"),
         "export": lambda: reverse("admin:django_saga_sagaexecution_export"),
-        "export of all": lambda: reverse("admin:django_saga_sagaexecution_export") + "?status=all",
     }
 
 

@@ -43,7 +43,8 @@ def rehearse(verb: Verb, given: dict[str, Any]) -> Document:
     storage = DjangoSagaStorage()
     try:
         permit(given.get("user"), verb.permission)
-        before = read(given["saga_id"], storage, verb)
+        with undone():  # which it is locked for while it is read
+            before = read(given["saga_id"], storage, verb)
         found |= {"saga": before.saga, "status": before.status}
         after = _look(verb, before, given) if verb is RECOVER else _try(verb, given)
     except StorageUnavailable:
