@@ -21,9 +21,10 @@ from django_saga.admin.changelist import uuid_of
 from django_saga.admin.driving import drive_here
 from django_saga.admin.formats import badge
 from django_saga.admin.progress import ITEMS, fate, progress, with_results
+from django_saga.admin.sites import executions_of
 from django_saga.admin.views import outside_transactions
 from django_saga.exceptions import SagaError
-from django_saga.models import SagaBatch, SagaBatchItem
+from django_saga.models import SagaBatch, SagaBatchItem, SagaExecution
 from django_saga.operations import VERBS
 from django_saga.storage import DjangoSagaStorage
 
@@ -116,7 +117,7 @@ class SagaBatchAdmin(_Admin):
             "buttons": _buttons(batch) if self._may_steer(request, batch) else [],
             "steer": self._url("steer", batch.pk),
             "executions": "admin:django_saga_sagaexecution_change",
-            **_items(request, batch),
+            **_items(request, batch, executions_of(self.admin_site, request)),
             **(extra_context or {}),
         }
         return TemplateResponse(request, "admin/django_saga/sagabatch/detail.html", context)
@@ -202,8 +203,13 @@ def _buttons(batch: SagaBatch) -> list[tuple[str, str]]:
     return [(name, words) for name, words in _words() if name in fit]
 
 
-def _items(request: HttpRequest, batch: SagaBatch) -> dict[str, Any]:
-    """A page of its items, in order, all or those of one state; and where the next one begins."""
+def _items(
+    request: HttpRequest, batch: SagaBatch, visible: QuerySet[SagaExecution]
+) -> dict[str, Any]:
+    """A page of its items, in order, all or those of one state; and where the next one begins.
+
+    Those of executions that the user may not see are left out.
+    """
     rows = SagaBatchItem.objects.using(batch._state.db).filter(batch=batch)
     state, after = request.GET.get("state", ""), request.GET.get("after", "")
     if state in SagaBatchItem.State.values:
@@ -213,13 +219,17 @@ def _items(request: HttpRequest, batch: SagaBatch) -> dict[str, Any]:
     if after.isdecimal() and len(after) < 19:
         rows = rows.filter(pk__gt=int(after))
     found = list(with_results(rows).order_by("pk")[: ITEMS + 1])
-    page = found[:ITEMS]
+    ids = [item.execution_id for item in found[:ITEMS]]
+    there = SagaExecution.objects.using(batch._state.db).filter(pk__in=ids)
+    shown = visible.filter(pk__in=ids).order_by().values("pk")
+    hidden = set(there.exclude(pk__in=shown).values_list("pk", flat=True))
+    page = [item for item in found[:ITEMS] if item.execution_id not in hidden]
     for item in page:
         item.fate = fate(batch.verb, item.status, item.now) if item.result_id else ""
     return {
         "items": page,
         "state": state,
         "states": SagaBatchItem.State.choices,
-        "next": page[-1].pk if len(found) > ITEMS else None,
+        "next": found[ITEMS - 1].pk if len(found) > ITEMS else None,
         "seen": _seen(batch),
     }
