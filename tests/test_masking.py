@@ -215,14 +215,17 @@ class Sticking(Saga[Login]):
 
 
 class Unstorable(Saga[Login]):
+    name = "tests.masking.Unstorable"
     steps = [Reserve, Leak]
 
 
 class Learning(Saga[Login]):
+    name = "tests.masking.Learning"
     steps = [Answer]
 
 
 class Leaking(Saga[Login]):
+    name = "tests.masking.Leaking"
     steps = [LeakCancellation]
 
 

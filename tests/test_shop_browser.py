@@ -254,5 +254,5 @@ def test_the_admin_shows_the_three_orders_and_retries_the_failed_one(
         page.locator(f"#result_list a[href*='{ids[1]}']").first.click()
         page.get_by_text("Retry…").click()
         page.get_by_role("button", name="Retry").click()
-        page.get_by_text("Retry: done").wait_for()
+        page.get_by_text("This is the new execution").wait_for()
     assert served.standing(2) == {"payments": 1, "courier": 1}
