@@ -37,7 +37,7 @@ from django_saga.models import (
     SagaExecution,
     SagaStepRecord,
 )
-from django_saga.operations import BULK, RECOVER, RETRY, VERBS, retry, retry_id
+from django_saga.operations import BULK, RECOVER, RETRY, VERBS, cancel, retry, retry_id
 from django_saga.operations.verbs import CANCEL
 from django_saga.recovery import sweep
 from django_saga.rq import BATCH_ENTRY_POINT, SagaJob, run_batch
@@ -411,6 +411,16 @@ def test_what_was_done_before_a_crash_is_not_done_again(alias: str) -> None:
     assert entries(alias).count(("retry", "done", "batch")) == 2
 
 
+def test_what_could_be_done_twice_is_not_after_a_crash(alias: str) -> None:
+    """A cancellation that waits for its driver could be asked for again."""
+    driven = driven_trip(alias=alias)
+    batch = create(alias, CANCEL)
+    storage = DjangoSagaStorage(alias)
+    cancel(driven.pk, reason="x", batch_id=batch.pk, source="batch", storage=storage)
+    assert work(batch, alias) == {"done": 1}
+    assert entries(alias).count(("cancel", "done", "batch")) == 1
+
+
 def test_what_another_batch_did_is_not_taken_for_its_own_doing(alias: str) -> None:
     failed = failed_trip(alias=alias)
     first, second = create(alias), create(alias)
@@ -480,6 +490,26 @@ def test_a_driver_that_lost_its_lease_does_nothing_more(alias: str) -> None:
     assert others == [{"done": 3}]
     assert Counter(WORLD.calls) == dict.fromkeys(("act Pack", "act Pay", "act Leave"), 3)
     assert now(batch).status == "finished"
+
+
+def test_a_driver_that_lost_its_lease_leaves_the_rest_to_the_next(alias: str) -> None:
+    """Frozen in an item, it wakes up while another, who has it now, is not through."""
+    for _ in range(3):
+        failed_trip(alias=alias)
+    batch = create(alias)
+
+    def meanwhile() -> None:
+        WORLD.interlude = None
+        later = timezone.now() + timedelta(hours=1)
+        SagaBatch.objects.using(alias).update(token=7, lease_until=later, driver="web-2:1")
+
+    WORLD.interlude = meanwhile
+    assert work(batch, alias) == {"done": 1}
+    assert states(batch) == ["done", "waiting", "waiting"]
+    kept = now(batch)
+    assert (kept.status, kept.token, kept.driver) == ("running", 7, "web-2:1")
+    assert kept.lease_until
+    assert kept.lease_until > timezone.now()
 
 
 def test_the_batch_that_has_waited_longest_comes_first() -> None:
@@ -804,6 +834,18 @@ def test_where_no_worker_can_be_told_the_batch_is_made_all_the_same(settings: Se
     settings.DJANGO_SAGA = {"BACKEND": "rq", "QUEUE": "sagas"}
     batch = create()
     assert now(batch).status == "running"
+
+
+def test_what_went_wrong_after_it_was_done_is_told_and_it_counts_as_done(
+    settings: Settings,
+) -> None:
+    """Recovery is entered in the audit, and then no worker can be told."""
+    lost_trip()
+    settings.RQ_QUEUES = {"sagas": {"URL": "redis://127.0.0.1:1/0"}}
+    settings.DJANGO_SAGA = {"BACKEND": "rq", "QUEUE": "sagas"}
+    batch = create(verb=RECOVER)
+    assert work(batch) == {"done": 1}
+    assert items(batch)[0].why.startswith("could not be handed to the backend; recover_sagas will")
 
 
 def test_a_guarded_worker_takes_a_batch_and_nothing_else_of_its_kind(queue: Any) -> None:
