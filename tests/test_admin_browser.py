@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from django.conf import settings
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
-from django.db import connections
-from django.test import Client
 
 from django_saga import batches
 from django_saga.models import SagaAuditEntry, SagaExecution
 from django_saga.operations import RETRY
+from tests.browsing import expect_text, in_a_thread, logged_in, press_to
 from tests.operated import WORLD, completed_trip, driven_trip, failed_trip, lost_trip, stuck_trip
 
 if TYPE_CHECKING:
@@ -44,24 +41,9 @@ def operate(
 ) -> Opened:
     """Opens a page for an operator who is logged in; options go to the browser's context."""
 
-    @contextmanager
-    def opened(**options: Any) -> Iterator[Page]:
-        client = Client()
-        client.force_login(User.objects.create_superuser("root"))
-        cookie = client.cookies[settings.SESSION_COOKIE_NAME].value
-        with open_page() as first:
-            browser = first.context.browser
-            assert browser is not None
-            context = browser.new_context(base_url=live_server.url, **options)
-            context.add_cookies(
-                [{"name": settings.SESSION_COOKIE_NAME, "value": cookie, "url": live_server.url}]
-            )
-            page = context.new_page()
-            refused: list[str] = []
-            page.on("console", lambda said: refused.append(f"{said.text} {said.location}"))
-            page.on("pageerror", lambda error: refused.append(str(error)))
-            yield page
-            assert not [text for text in refused if "favicon.ico" not in text]
+    def opened(**options: Any) -> AbstractContextManager[Page]:
+        root = User.objects.create_superuser("root")
+        return logged_in(open_page, live_server.url, root, **options)
 
     return opened
 
@@ -122,18 +104,6 @@ def after(times: int) -> Callable[[], bool]:
     return lambda: next(answers, True)
 
 
-def in_a_thread(function: Callable[[], object]) -> None:
-    """Playwright's event loop runs in this one."""
-
-    def run() -> None:
-        function()
-        connections.close_all()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-
-
 def test_an_operator_with_the_keyboard_alone_retries_a_stuck_one(operate: Opened) -> None:
     stuck = stuck_trip()
     with operate() as page:
@@ -190,28 +160,6 @@ def expect_rows(page: Page, number: int) -> None:
     expect(page.locator("#result_list tbody tr")).to_have_count(number)
 
 
-def expect_text(page: Page, where: str, text: str) -> None:
-    """Wait until that is said there."""
-    from playwright.sync_api import expect
-
-    expect(page.locator(where)).to_contain_text(text)
-
-
-def press_to(page: Page, target: Any) -> None:
-    """Walk there with the tab key, see that one is there, and press enter."""
-    bare = target.evaluate(LOOK)
-    element = target.element_handle()
-    for _ in range(120):
-        page.keyboard.press("Tab")
-        if page.evaluate("element => document.activeElement === element", element):
-            break
-    else:
-        raise AssertionError("the tab key does not lead there")
-    assert target.evaluate(LOOK) != bare
-    with page.expect_navigation():
-        page.keyboard.press("Enter")
-
-
 def test_with_scripts_all_pages_are_selected_and_confirmed(operate: Opened) -> None:
     for _ in range(52):
         failed_trip()
@@ -236,10 +184,6 @@ def test_with_scripts_all_pages_are_selected_and_confirmed(operate: Opened) -> N
     assert SagaExecution.objects.exclude(retry_of=None).count() == 1
 
 
-LOOK = """element => {
-  const style = getComputedStyle(element);
-  return [style.outline, style.textDecoration, style.color, style.backgroundColor].join();
-}"""
 CONTRAST = """badge => {
   const light = color => {
     const [r, g, b] = color.match(/[0-9.]+/g).map(Number).map(c => c / 255).map(
