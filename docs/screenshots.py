@@ -1,7 +1,7 @@
 """Makes the pictures of the admin from executions that really ran: python docs/screenshots.py
 
 It needs Chromium, playwright and the test requirements. The pictures go to docs/images; with the
-name of a directory, every screen goes there instead, light and dark, wide and narrow.
+name of a directory, every screen goes there instead, light and dark, wide and narrow (360 px).
 """
 
 from __future__ import annotations
@@ -32,11 +32,31 @@ django.setup()
 from django.contrib.auth.models import User  # noqa: E402
 from django.contrib.staticfiles.handlers import StaticFilesHandler  # noqa: E402
 from django.core.management import call_command  # noqa: E402
+from django.db.models import F, Value  # noqa: E402
+from django.db.models.functions import Replace  # noqa: E402
 from django.test.testcases import LiveServerThread  # noqa: E402
 from playwright.sync_api import Page, sync_playwright  # noqa: E402
 
-from django_saga import Fallback, Retry, Saga, SagaContext, SagaError, SagaStepHandler  # noqa: E402
-from django_saga.models import SagaExecution, SagaStepRecord  # noqa: E402
+from django_saga import (  # noqa: E402
+    Fallback,
+    Retry,
+    Saga,
+    SagaContext,
+    SagaError,
+    SagaStepHandler,
+    batches,
+    heartbeats,
+    operations,
+)
+from django_saga.models import (  # noqa: E402
+    SagaAuditEntry,
+    SagaBatch,
+    SagaExecution,
+    SagaFailureGroup,
+    SagaHeartbeat,
+    SagaStepRecord,
+)
+from django_saga.operations import RETRY  # noqa: E402
 
 
 class CardDeclined(Exception):
@@ -76,7 +96,12 @@ WHAT_THEY_SAID = {
 }
 
 
+MENDED: set[str] = set()  # troubles that are over, but for every fifth order
+
+
 def fail(context: OrderContext, *troubles: str) -> None:
+    if context.trouble in MENDED and context.order % 5:
+        return
     if context.trouble in troubles:
         said = WHAT_THEY_SAID[context.trouble]
         raise type(said)(*said.args)  # an error that is raised again has the frames of before
@@ -147,6 +172,34 @@ def seed() -> None:
             execution = error.execution  # type: ignore[attr-defined]
         lay_out(execution, timedelta(minutes=(60 - number) * 7), timedelta(seconds=2 + number % 9))
     lose_a_driver()
+    operate()
+    dress()
+
+
+def dress() -> None:
+    """Name files and processes as a shop would, not as the machine that makes the pictures."""
+    at = Replace(F("traceback"), Value(str(Path(__file__).resolve())), Value("/srv/shop/orders.py"))
+    SagaStepRecord.objects.update(traceback=at, driver="web-1:4242")
+    SagaExecution.objects.exclude(status="RUNNING").update(driver="web-1:4242")
+    SagaFailureGroup.objects.update(frame="shop.orders.fail")
+    SagaBatch.objects.update(driver="web-1:4242")
+    SagaHeartbeat.objects.update(driver="cron-1:77")
+
+
+def operate() -> None:
+    """What the operator did since: a pause, a note, and a batch that is half done."""
+    olga = User.objects.get()
+    heartbeats.beat(every=30)
+    operations.pause(ReturnSaga.name, "BookCourier", user=olga, reason="No courier before Friday.")
+    declined = SagaExecution.objects.filter(status="FAILED", error_type="CardDeclined")
+    group = declined[0].failure_group
+    operations.note(group, "The issuer had an outage until 02:40; tell Ada.", user=olga)
+    MENDED.add("declined")
+    why = "The issuer is back since 02:40."
+    rows = declined.filter(failure_group=group)
+    title = f"failure group: CardDeclined in {OrderSaga.name}"
+    batches.create(RETRY, rows, user=olga, reason=why, title=title, rate=100.0, allowed=4)
+    batches.work(seconds=60)
 
 
 def lay_out(execution: SagaExecution, ago: timedelta, took: timedelta) -> None:
@@ -173,12 +226,28 @@ def lose_a_driver() -> None:
     SagaStepRecord.objects.filter(execution=newest, step="BookCourier").delete()
 
 
+PICTURES = {
+    "overview": ("overview", "light"),
+    "overview-dark": ("overview", "dark"),
+    "groups": ("groups", "light"),
+    "group": ("group", "light"),
+    "admin-list": ("list", "light"),
+    "admin-detail": ("detail-stuck", "light"),
+    "execution-dark": ("detail-stuck", "dark"),
+    "confirmation": ("confirmation", "light"),
+    "batch": ("batch", "light"),
+}
+
+
 def main() -> None:
     seed()
     stuck = SagaExecution.objects.filter(status="STUCK").order_by("-created_at")[0].pk
     lost = SagaExecution.objects.get(status="RUNNING").pk
-    failed = SagaExecution.objects.filter(status="FAILED", error_type="CardDeclined")[0].pk
-    group = SagaExecution.objects.get(pk=stuck).failure_group
+    open_ones = SagaExecution.objects.filter(status="FAILED", settled_at=None, retry_of=None)
+    declined = open_ones.filter(error_type="CardDeclined")[0]
+    failed, group = declined.pk, declined.failure_group
+    batch = SagaBatch.objects.get().pk
+    entry = SagaAuditEntry.objects.all()[0].pk
     base = "/admin/django_saga/sagaexecution/"
     screens = {
         "overview": "/admin/django_saga/",
@@ -189,8 +258,17 @@ def main() -> None:
         "detail-stuck": f"{base}{stuck}/change/",
         "detail-lost": f"{base}{lost}/change/",
         "detail-failed": f"{base}{failed}/change/",
+        "confirmation": f"{base}retry/?group={group}&status=all",
         "confirm-all": f"{base}retry/?",
         "confirm-one": f"{base}{stuck}/retry/",
+        "resolve": f"{base}{stuck}/resolve/",
+        "export": f"{base}export/?",
+        "batches": "/admin/django_saga/sagabatch/",
+        "batch": f"/admin/django_saga/sagabatch/{batch}/change/",
+        "audit": "/admin/django_saga/sagaauditentry/",
+        "audit-entry": f"/admin/django_saga/sagaauditentry/{entry}/change/",
+        "pauses": "/admin/django_saga/sagapause/",
+        "pause": "/admin/django_saga/sagapause/pause/",
     }
     server = LiveServerThread("127.0.0.1", StaticFilesHandler, port=0)
     server.daemon = True
@@ -210,8 +288,8 @@ def main() -> None:
             picture_all(page, site, screens, Path(sys.argv[1]))
         else:
             IMAGES.mkdir(exist_ok=True)
-            for name, screen in (("admin-list", "list"), ("admin-detail", "detail-stuck")):
-                picture(page, site + screens[screen], IMAGES / f"{name}.png", 1200, "light")
+            for name, (screen, scheme) in PICTURES.items():
+                picture(page, site + screens[screen], IMAGES / f"{name}.png", 1200, scheme)
         browser.close()
     server.terminate()
 
@@ -227,7 +305,7 @@ def log_in(page: Page, site: str) -> None:
 def picture_all(page: Page, site: str, screens: dict[str, str], to: Path) -> None:
     for name, address in screens.items():
         for scheme in ("light", "dark"):
-            for width in (1200, 400):
+            for width in (1200, 360):
                 file = to / f"{name}-{scheme}-{width}.png"
                 picture(page, site + address, file, width, scheme, whole=True)
 

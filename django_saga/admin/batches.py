@@ -34,6 +34,7 @@ else:
     _Admin = admin.ModelAdmin
 
 Status = SagaBatch.Status
+STATUSES = dict(SagaExecution.Status.choices)
 KINDS = {"running": "running", "held": "unknown", "paused": "unknown", "finished": "completed"}
 MORE = {"one": 1, "ten": 10, "all": None}
 STEER = {"pause": batches.pause, "resume": batches.resume, "stop": batches.stop}
@@ -226,6 +227,7 @@ def _items(
     page = [item for item in found[:ITEMS] if item.execution_id not in hidden]
     for item in page:
         item.fate = fate(batch.verb, item.status, item.now) if item.result_id else ""
+        item.now = STATUSES.get(item.now, item.now)
     return {
         "items": page,
         "state": state,

@@ -172,6 +172,7 @@ class Confirming(_Admin):
         ids = executions.values_list("pk", flat=True) if scope == SELECTED else []
         context = {
             **self.page_context(request, _("%(verb)s: many") % {"verb": verb.label}),
+            "original": verb.label,
             "verb": verb,
             "what": title,
             "preview": preview(verb, executions),
