@@ -124,7 +124,7 @@ def test_the_list_leads_there_and_the_page_says_how_many(
     html = exporter.get(link[1]).content.decode()
     assert "1 executions match" in html
     assert f'action="{link[1]}"' in html
-    monkeypatch.setattr(exporting, "MOST", 2)
+    monkeypatch.setattr(exporting, "CAP", 2)
     assert "More than 2 executions match" in exporter.get(f"{BASE}?status=all").content.decode()
     assert SagaAuditEntry.objects.count() == 0
 

@@ -18,6 +18,7 @@ from django.template.response import TemplateResponse
 from django.utils.timezone import now
 from django.utils.translation import gettext as _
 
+from django_saga.counts import CAP
 from django_saga.documents import EXECUTION, context_of, document
 from django_saga.models import SagaExecution
 from django_saga.operations.asking import audited, permit
@@ -59,13 +60,15 @@ class Exporting(_Admin):
             return self._export(request)
         if not self.may_export(request):
             raise PermissionDenied
-        number = self._matched(request).order_by()[: MOST + 1].count()
+        newest = self._matched(request).order_by("-created_at").values("pk")
+        number = newest[: CAP + 1].count()
         query = request.GET.urlencode()
         context = {
             **self.page_context(request, _("Export executions")),
             "original": _("Export executions"),
-            "number": f"{min(number, MOST):,}",
-            "more": number > MOST,
+            "number": f"{min(number, CAP):,}",
+            "more": number > CAP,
+            "most": f"{MOST:,}",
             "with_contexts": request.user.has_perm(VIEW_CONTEXT),
             "action": f"{request.path}?{query}",
             "back": f"{self.url_of('changelist')}?{query}",

@@ -43,10 +43,10 @@ def rehearse(verb: Verb, given: dict[str, Any]) -> Document:
     storage = DjangoSagaStorage()
     try:
         permit(given.get("user"), verb.permission)
-        with undone():  # which it is locked for while it is read
+        with undone():
             before = read(given["saga_id"], storage, verb)
-        found |= {"saga": before.saga, "status": before.status}
-        after = _look(verb, before, given) if verb is RECOVER else _try(verb, given)
+            found |= {"saga": before.saga, "status": before.status}
+            after = _look(verb, before, given) if verb is RECOVER else _try(verb, given)
     except StorageUnavailable:
         raise
     except (SagaError, PermissionDenied) as error:
@@ -56,8 +56,7 @@ def rehearse(verb: Verb, given: dict[str, Any]) -> Document:
 
 
 def _try(verb: Verb, given: dict[str, Any]) -> SagaExecution:
-    with undone():
-        return verb.function(**{**given, "reason": given["reason"] or UNSAID})  # type: ignore[no-any-return]
+    return verb.function(**{**given, "reason": given["reason"] or UNSAID})  # type: ignore[no-any-return]
 
 
 def _look(verb: Verb, execution: Any, given: dict[str, Any]) -> SagaExecution:
