@@ -59,6 +59,8 @@ class Dialect:
     readable: str = ""  # whether Python can read a row's times at all
 
 
+_TIMES = ("created_at", "updated_at", "finished_at", "settled_at", "lease_until", "wake_at")
+
 DIALECTS = {
     "postgresql": Dialect(
         now="statement_timestamp()",
@@ -71,7 +73,7 @@ DIALECTS = {
         skip_locked=" FOR UPDATE SKIP LOCKED",
         readable="".join(
             f" AND ({time} IS NULL OR {time} BETWEEN '0001-01-02' AND '9999-12-30')"
-            for time in ("created_at", "updated_at", "finished_at", "lease_until", "wake_at")
+            for time in _TIMES
         ),
     ),
     "sqlite": Dialect(

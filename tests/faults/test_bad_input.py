@@ -47,6 +47,7 @@ from django_saga import (
 from django_saga import saga as saga_module
 from django_saga.context import ContextCodec
 from django_saga.models import SagaExecution
+from django_saga.operations import executing, retrying
 from django_saga.recovery import sweep
 from django_saga.rq import ENTRY_POINT, SagaJob, run_saga
 from django_saga.storage import DjangoSagaStorage
@@ -542,6 +543,9 @@ NONSENSE: dict[str, list[Any]] = {
     "error_type": TEXTS,
     "error_message": TEXTS,
     "stuck_reason": TEXTS,
+    "failure_group": TEXTS,
+    "cancel_reason": TEXTS,
+    "settled_at": MOMENTS,
     "token": NUMBERS,
     "driver": TEXTS,
     "lease_until": MOMENTS,
@@ -784,12 +788,12 @@ def let_the_salvage_raise(patch: pytest.MonkeyPatch) -> None:
 
 
 def take_any_id(patch: pytest.MonkeyPatch) -> None:
-    for module in (saga_module, recovery, operations):
+    for module in (saga_module, recovery, executing):
         patch.setattr(module, "_uuid", lambda id: uuid.UUID(id) if isinstance(id, str) else id)
 
 
 def take_any_delay(patch: pytest.MonkeyPatch) -> None:
-    for module in (saga_module, operations):
+    for module in (saga_module, retrying):
         patch.setattr(module, "_delay", lambda seconds, what: seconds)
 
 
