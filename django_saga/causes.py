@@ -50,8 +50,9 @@ def cause_of(saga: str, before: State, transition: Transition) -> Cause | None:
         return _cause(
             saga, before.step, before.action, outcome, Error("SagaStuck", after.stuck_reason)
         )
+    # A stuck one that is to be undone after all counts as the failure of its act again.
     turned = after.status in (Status.COMPENSATING, Status.FAILED)
-    if turned and before.status in (Status.PENDING, Status.RUNNING) and after.error:
+    if turned and before.status is not Status.COMPENSATING and after.error:
         if after.error.type == CANCELLED:
             return None
         outcome = record.outcome if record else Outcome.FAILED

@@ -20,7 +20,7 @@ def will_run(execution: SagaExecution, verdict: str, verb: str = "") -> str:
     if verb in _WILL:
         return _WILL[verb](execution, verdict) % facts
     match verdict:
-        case Verdict.ANEW:
+        case Verdict.ANEW | Verdict.CANCELLED:
             return _("A new execution starts with the original context, at the first step.")
         case Verdict.AGAIN if facts["undo"]:
             return _("It tries to undo %(undo)s, with the same idempotency keys.") % facts

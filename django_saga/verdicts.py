@@ -13,6 +13,7 @@ from django.db.models import Case, Exists, F, OuterRef, Q, Value, When
 from django.db.models.functions import Now
 from django.utils.translation import pgettext_lazy
 
+from django_saga.interventions import CANCELLED
 from django_saga.machine import ACTIVE
 from django_saga.models import SagaExecution, SagaPause
 
@@ -36,6 +37,7 @@ class Verdict(models.TextChoices):
     FORWARD = "forward", pgettext_lazy("saga verdict", "go forward from where they stand")
     ON = "on", pgettext_lazy("saga verdict", "are driven on from where they stand")
     RETRIED = "retried", pgettext_lazy("saga verdict", "have been retried already")
+    CANCELLED = "cancelled", pgettext_lazy("saga verdict", "were cancelled on purpose")
     SETTLED = "settled", pgettext_lazy("saga verdict", "have been settled by hand")
     COMPLETED = "completed", pgettext_lazy("saga verdict", "are completed")
     ACTIVE = "active", pgettext_lazy("saga verdict", "have not ended")
@@ -92,6 +94,7 @@ def retry_verdict() -> Case:
         When(status=Status.STUCK, settled_at=None, then=Value(Verdict.AGAIN.value)),
         When(status=Status.STUCK, settled_at__isnull=False, then=Value(Verdict.SETTLED.value)),
         When(status=Status.FAILED, settled_at__isnull=False, then=Value(Verdict.RETRIED.value)),
+        When(status=Status.FAILED, error_type=CANCELLED, then=Value(Verdict.CANCELLED.value)),
         When(status=Status.FAILED, then=Value(Verdict.ANEW.value)),
         When(status=Status.COMPLETED, then=Value(Verdict.COMPLETED.value)),
         otherwise=Verdict.ACTIVE,

@@ -402,3 +402,13 @@ def test_what_is_rolled_back_with_a_callers_transaction_leaves_no_group(alias: s
         retry(stuck.pk, storage=DjangoSagaStorage(alias))
         transaction.set_rollback(True, using=alias)
     assert groups(alias) == []
+
+
+def test_what_is_undone_after_all_is_the_failure_of_its_act_again() -> None:
+    stuck = stuck_trip()
+    assert SagaFailureGroup.objects.get(pk=stuck.failure_group).action == "compensate"
+    WORLD.trouble = {}
+    retry(stuck.pk)
+    undone = SagaExecution.objects.get(pk=stuck.pk)
+    group = SagaFailureGroup.objects.get(pk=undone.failure_group)
+    assert (undone.status, group.action, group.step) == ("FAILED", "act", undone.failed_step)

@@ -525,3 +525,19 @@ def keys(value: Any) -> set[str]:
     if isinstance(value, dict):
         return set(value).union(*map(keys, value.values()))
     return set().union(*map(keys, value)) if isinstance(value, list) else set()
+
+
+def test_what_was_cancelled_on_purpose_is_retried_by_its_own_id_alone() -> None:
+    cancelled = due_trip()
+    said("cancel", cancelled.pk, "--reason", "ordered twice")
+    said("retry", "--saga", cancelled.saga, "--reason", "all of them")
+    assert not SagaExecution.objects.filter(retry_of=cancelled.pk).exists()
+    assert "cancelled on purpose" in said("show", cancelled.pk)
+    said("retry", cancelled.pk, "--reason", "wanted after all")
+    assert SagaExecution.objects.filter(retry_of=cancelled.pk).exists()
+
+
+def test_what_is_misspelt_is_no_empty_answer() -> None:
+    failed_trip()
+    assert said("list", "--saga", "tests.NoSuchSaga", status=1) == ""
+    assert said("retry", "--group", "nosuch", "--reason", "x", status=1) == ""

@@ -125,7 +125,7 @@ def _ask(
 ) -> HttpResponse:
     verdict = Verdict(execution.verdict)  # type: ignore[attr-defined]
     refused = _why_never(execution, verb)
-    if verdict not in verb.possible:
+    if verdict not in verb.allowed:
         refused = why_not(execution, verdict, execution.db_now)  # type: ignore[attr-defined]
     context = {
         **admin.page_context(request, verb.label),
@@ -201,7 +201,7 @@ def command(verb: Verb, execution: SagaExecution) -> str:
 
 
 def _can(request: HttpRequest, verb: Verb, execution: SagaExecution) -> bool:
-    possible = getattr(execution, f"{verb.name}_verdict") in verb.possible
+    possible = getattr(execution, f"{verb.name}_verdict") in verb.allowed
     if not possible or not may(request, verb) or _why_never(execution, verb):
         return False
     with suppress(PermissionDenied):

@@ -88,7 +88,7 @@ def _possible(execution: SagaExecution) -> list[str]:
     return [
         verb.name
         for verb, verdict in zip(VERBS.values(), row, strict=True)
-        if verdict in verb.possible
+        if verdict in verb.allowed
     ]
 
 

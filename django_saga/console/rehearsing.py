@@ -62,6 +62,6 @@ def _try(verb: Verb, given: dict[str, Any]) -> SagaExecution:
 def _look(verb: Verb, execution: Any, given: dict[str, Any]) -> SagaExecution:
     """For what cannot be rolled back: it would be driven at once."""
     authorize(given.get("user"), verb.name, execution)
-    if execution.verdict not in verb.possible:
+    if execution.verdict not in verb.allowed:
         raise _refusal(execution, Verdict(execution.verdict), DjangoSagaStorage())
     return execution  # type: ignore[no-any-return]

@@ -54,7 +54,7 @@ def operate(verb: Verb, saga_id: UUID | str, asked: Asked, work: Work) -> SagaEx
             need_reason(asked)
         _refuse_changed(execution, asked)
         verdict = Verdict(execution.verdict)
-        if verdict not in verb.possible:
+        if verdict not in verb.allowed:
             raise _refusal(execution, verdict, storage)
         try:
             result = work(execution, storage, entry)

@@ -24,7 +24,7 @@ from django_saga.saga import _delay, enqueue
 from django_saga.storage import DjangoSagaStorage
 from django_saga.storage.base import Claim
 from django_saga.texts import told
-from django_saga.verdicts import DatabaseNow, Verdict
+from django_saga.verdicts import DatabaseNow
 
 
 def retry(saga_id: UUID | str, *, delay: float = 0.0, **asked: Unpack[Asked]) -> SagaExecution:
@@ -41,7 +41,7 @@ def retry(saga_id: UUID | str, *, delay: float = 0.0, **asked: Unpack[Asked]) ->
     delay = _delay(delay, "retry()")
 
     def work(execution: SagaExecution, storage: DjangoSagaStorage, entry: SagaAuditEntry) -> UUID:
-        if execution.verdict == Verdict.ANEW:  # type: ignore[attr-defined]
+        if execution.status == SagaExecution.Status.FAILED:
             new = _start_anew(execution, storage, delay)
             entry.detail = f"Started anew as {new}."
             return new

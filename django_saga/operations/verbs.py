@@ -31,6 +31,8 @@ class Verb:
     """The expression that gives each execution's :class:`~django_saga.verdicts.Verdict`."""
     possible: tuple[Verdict, ...]
     """The verdicts under which it can be done."""
+    alone: tuple[Verdict, ...] = ()
+    """The verdicts under which it can be done to one that is asked for by itself, never to many."""
     right: str = "force"
     """Which permission it takes, without the model's name."""
     takes: tuple[str, ...] = ()
@@ -43,6 +45,11 @@ class Verb:
     def bulk(self) -> bool:
         """Whether it is done to many at once, too."""
         return bool(self.among)
+
+    @property
+    def allowed(self) -> tuple[Verdict, ...]:
+        """The verdicts under which it can be done to one that is asked for by itself."""
+        return self.possible + self.alone
 
     def fit(self, executions: Executions) -> Executions:
         """Those of the executions that it can be done to now."""
@@ -68,6 +75,7 @@ RETRY = Verb(
     _("Starts a failed one anew, or tries the compensation of a stuck one again."),
     verdicts.retry_verdict,
     (Verdict.ANEW, Verdict.AGAIN),
+    alone=(Verdict.CANCELLED,),
     right="retry",
     needs_reason=False,
     among=("FAILED", "STUCK"),

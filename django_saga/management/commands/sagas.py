@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
@@ -51,11 +52,14 @@ class Command(BaseCommand):
                 document = self._answer(subcommand, options)
         except (SagaError, PermissionDenied, DatabaseError) as error:
             raise CommandError(told(error)) from error
-        if self.json:
-            self.stdout.write(json.dumps(document))
-        else:
-            for line in tell(subcommand, document):
+        lines = [json.dumps(document)] if self.json else tell(subcommand, document)
+        try:
+            for line in lines:
                 self.stdout.write(line)
+            self.stdout.flush()
+        except BrokenPipeError:  # its reader, such as head, has seen enough
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - or it is told again at the exit
+            return
         if why := _amiss(document):
             raise CommandError(why)
 
