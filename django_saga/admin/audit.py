@@ -18,6 +18,7 @@ from django_saga.admin.formats import badge, name
 from django_saga.admin.keyed import KeyedChangeList
 from django_saga.models import SagaAuditEntry
 from django_saga.operations import VERBS
+from django_saga.operations.viewing import PERMISSION as VIEW_CONTEXT
 from django_saga.storage import DjangoSagaStorage
 
 if TYPE_CHECKING:
@@ -71,6 +72,14 @@ class UserFilter(_RecentFilter):
     parameter_name = "user_name"
 
 
+class AuditChangeList(KeyedChangeList):
+    """Without what the user may not see."""
+
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        hide_contexts(request, self.result_list)
+
+
 @admin.register(SagaAuditEntry)
 class SagaAuditEntryAdmin(_Admin):
     """Entries can be seen; none can be added, edited or deleted."""
@@ -109,8 +118,14 @@ class SagaAuditEntryAdmin(_Admin):
     def get_queryset(self, request: HttpRequest) -> Entries:
         return super().get_queryset(request).using(DjangoSagaStorage().alias)
 
+    def get_object(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        entry = super().get_object(request, *args, **kwargs)
+        if entry is not None:
+            hide_contexts(request, [entry])
+        return entry
+
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> Any:
-        return KeyedChangeList
+        return AuditChangeList
 
     def get_search_results(
         self, request: HttpRequest, queryset: Entries, search_term: str
@@ -173,6 +188,14 @@ class SagaAuditEntryAdmin(_Admin):
     @admin.display(description=_("detail"))
     def detail_shown(self, entry: SagaAuditEntry) -> SafeString:
         return format_html('<span class="saga-text">{}</span>', entry.detail or "-")
+
+
+def hide_contexts(request: HttpRequest, entries: Iterable[SagaAuditEntry]) -> None:
+    """Empty the details that hold values of contexts, for who may not see these."""
+    if not request.user.has_perm(VIEW_CONTEXT):
+        for entry in entries:
+            if entry.tells_context:
+                entry.detail = ""
 
 
 def recent_entries(request: HttpRequest, model_admin: Any) -> list[dict[str, str]]:

@@ -23,9 +23,9 @@ from django_saga.exceptions import UnknownSaga
 from django_saga.masking import mask_json
 from django_saga.models import SagaAuditEntry, SagaExecution, SagaStepRecord
 from django_saga.operations import VERBS
-from django_saga.operations.verbs import EDIT_CONTEXT
 from django_saga.operations.viewing import PERMISSION as VIEW_CONTEXT
 from django_saga.story import asked_to_cancel, comes_next, fates, happened, is_driven, pause_of
+from django_saga.texts import told
 
 VIEW_TRACEBACK = "django_saga.view_traceback_sagaexecution"
 RECORDS = 50  # on one page
@@ -41,8 +41,13 @@ def unreadable(execution: SagaExecution) -> str:
     try:
         execution.state  # noqa: B018
     except ValueError as error:
-        return _("Its row cannot be read, was it edited? %(error)s") % {"error": error}
+        return spoilt(error)
     return ""
+
+
+def spoilt(error: Exception) -> str:
+    """That a row cannot be read, in words."""
+    return _("Its row cannot be read, was it edited? %(error)s") % {"error": told(error)}
 
 
 def context_of(
@@ -192,7 +197,7 @@ def _contexts(
     """Only for who may see contexts: as they are stored, and what each attempt changed."""
     if not request.user.has_perm(VIEW_CONTEXT):
         return {"sees_context": False}
-    edits = [deed for deed in deeds if deed.verb == EDIT_CONTEXT.name and _was_done(deed)]
+    edits = [deed for deed in deeds if deed.tells_context]
     from_start = not history["earlier"]
     return {
         "sees_context": True,
@@ -215,7 +220,7 @@ def _was_done(deed: SagaAuditEntry) -> bool:
 def _told(deed: SagaAuditEntry, execution: SagaExecution, sees_context: bool) -> dict[str, Any]:
     verb = VERBS.get(deed.verb)
     detail = mask_json(deed.detail, sensitive_of(execution))
-    if deed.verb == EDIT_CONTEXT.name and _was_done(deed) and not sees_context:
+    if deed.tells_context and not sees_context:
         detail = ""
     return {
         "at": deed.at,

@@ -58,20 +58,29 @@ def shown(options: dict[str, Any]) -> Document:
         "cancelled": mask_text(asked_to_cancel(execution)),
         "possible": _possible(execution),
         "standing": [effect.step for effect in standing(execution.state)],
-        **_steps(execution, now, storage),
+        **_steps(execution, now, storage, sees=_sees_contexts(options)),
         "retries": [document(retry, ("id", "status", "created_at")) for retry in retries],
-        "audit": _audit(Q(execution_id=execution.pk), OTHERS)["entries"],
+        "audit": _audit(Q(execution_id=execution.pk), OTHERS, options)["entries"],
     }
     if options["context"]:
         found["context"] = _context(execution, options)
     return found
 
 
-def _steps(execution: SagaExecution, now: datetime, storage: DjangoSagaStorage) -> Document:
+def _sees_contexts(options: dict[str, Any]) -> bool:
+    user = asked(options).get("user")
+    return user is None or user.has_perm(VIEW_CONTEXT)
+
+
+def _steps(
+    execution: SagaExecution, now: datetime, storage: DjangoSagaStorage, *, sees: bool
+) -> Document:
     records = execution.records.using(storage.alias)
     steps = fates(execution, now, attempts(records))
     latest = records.defer("traceback").order_by("-pk")[: RECORDS + 1]
     history = [document(record, RECORD) for record in latest]
+    for record in history if not sees else ():
+        record["changes"] = ""
     keys = ("step", "fallback_of", "kind", "fate", "acts", "compensations", "took")
     return {
         "steps": [{key: getattr(step, key) for key in keys} for step in steps],
@@ -140,10 +149,12 @@ def audit(options: dict[str, Any]) -> Document:
     permit_to_see(options, "sagaauditentry")
     id = options["id"]
     which = Q(execution_id=id) | Q(batch_id=id) if id else Q()
-    return _audit(which, options["limit"])
+    return _audit(which, options["limit"], options)
 
 
-def _audit(which: Q, limit: int) -> Document:
+def _audit(which: Q, limit: int, options: dict[str, Any]) -> Document:
     rows = SagaAuditEntry.objects.using(DjangoSagaStorage().alias).filter(which)
     found = list(rows.order_by("-pk")[: limit + 1])
+    for row in found if not _sees_contexts(options) else ():
+        row.detail = "" if row.tells_context else row.detail
     return {"entries": [document(row, AUDIT) for row in found[:limit]], "more": len(found) > limit}

@@ -111,6 +111,11 @@ class SagaAuditEntry(models.Model):
         """Raises SagaError."""
         raise SagaError("Audit entries are never deleted one by one.")
 
+    @property
+    def tells_context(self) -> bool:
+        """Whether its detail holds values of a context."""
+        return self.verb == "edit_context" and self.result == self.Result.DONE
+
 
 class SagaHeartbeat(models.Model):
     """When something that should come again and again came last, such as recovery."""
