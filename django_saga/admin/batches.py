@@ -26,6 +26,7 @@ from django_saga.admin.views import outside_transactions
 from django_saga.exceptions import SagaError
 from django_saga.models import SagaBatch, SagaBatchItem, SagaExecution
 from django_saga.operations import VERBS
+from django_saga.operations.asking import reason_of
 from django_saga.storage import DjangoSagaStorage
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class SagaBatchAdmin(_Admin):
         except SagaError as error:
             self.message_user(request, str(error), messages.WARNING)
             return page
-        self.log_change(request, batch, f"{dict(_words())[what]} {asked['reason']}".strip())
+        self.log_change(request, batch, f"{dict(_words())[what]} {reason_of(asked)}".strip())
         drive_here(self, request, batch, self.drive_seconds)
         return page
 

@@ -23,6 +23,7 @@ from django_saga import registry
 from django_saga.admin.formats import name
 from django_saga.admin.views import outside_transactions
 from django_saga.exceptions import SagaError
+from django_saga.masking import mask_text
 from django_saga.models import SagaPause
 from django_saga.operations import pause, resume
 from django_saga.operations.pausing import PERMISSION
@@ -160,7 +161,7 @@ class SagaPauseAdmin(_Admin):
 
         def work(reason: str) -> str:
             paused = pause(saga, step, user=request.user, reason=reason, source="admin")
-            self.log_addition(request, paused, _("Paused: %(why)s") % {"why": reason})
+            self.log_addition(request, paused, _("Paused: %(why)s") % {"why": mask_text(reason)})
             return _("%(what)s is paused.") % {"what": paused}
 
         return self._done(request, form, work)
@@ -175,7 +176,7 @@ class SagaPauseAdmin(_Admin):
 
         def work(reason: str) -> str:
             resume(row.saga, row.step, user=request.user, reason=reason, source="admin")
-            self.log_change(request, row, _("Resumed: %(why)s") % {"why": reason})
+            self.log_change(request, row, _("Resumed: %(why)s") % {"why": mask_text(reason)})
             return _("%(what)s goes on with the next sweep of recovery.") % {"what": row}
 
         return self._done(request, form, work)

@@ -14,9 +14,10 @@ from django.db.models import QuerySet, UUIDField, Value
 
 from django_saga.backends import get_backend
 from django_saga.exceptions import SagaError
+from django_saga.masking import mask_text
 from django_saga.models import SagaBatch, SagaBatchItem, SagaExecution
 from django_saga.operations import Asked, Operator, Verb
-from django_saga.operations.asking import audited, need_reason
+from django_saga.operations.asking import audited, need_reason, storable
 from django_saga.storage import DjangoSagaStorage
 
 logger = logging.getLogger("django_saga.batches")
@@ -49,9 +50,11 @@ def create(
     asked: Asked = {"user": user, "reason": reason, "source": source, "storage": storage}
     with audited("create_batch", verb.permission, asked) as (entry, storage):
         _refuse_unfit(verb, user, rate, allowed)
+        need_reason(asked)
+        title = storable(mask_text(title))
         batch = SagaBatch(
             verb=verb.name,
-            reason=need_reason(asked),
+            reason=entry.reason.strip(),
             user_id=entry.user_id,
             user_name=entry.user_name,
             title=title[:500],
@@ -86,7 +89,8 @@ def ring(batch_id: UUID) -> None:
 def _refuse_unfit(verb: Verb, user: Operator | None, rate: float, allowed: int | None) -> None:
     if not verb.bulk:
         raise SagaError(f"{verb.name} is done to one execution at a time.")
-    if user is not None and getattr(user, "pk", None) is None:  # it would be done as by code
+    key = str(getattr(user, "pk", None) or "")
+    if user is not None and not 0 < len(key) <= 64:  # it would be done as by code, or another
         raise SagaError("A batch takes a user of the database: it is loaded anew for each item.")
     if not (math.isfinite(rate) and SLOWEST <= rate <= FASTEST):
         raise SagaError(f"A rate is from {SLOWEST:g} to {FASTEST:g} executions per second.")

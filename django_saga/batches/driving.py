@@ -26,10 +26,10 @@ from django_saga.flow import driver_name
 from django_saga.masking import mask_text
 from django_saga.models import SagaAuditEntry, SagaBatch, SagaBatchItem, SagaExecution
 from django_saga.operations import BULK, RETRY, Asked, Operator, retry_id
-from django_saga.operations.asking import audited, permit
+from django_saga.operations.asking import audited, permit, storable
 from django_saga.operations.verbs import CANCEL
 from django_saga.storage import DjangoSagaStorage
-from django_saga.texts import said_by
+from django_saga.texts import said_by, traced
 from django_saga.verdicts import DatabaseNow
 
 logger = logging.getLogger("django_saga.batches")
@@ -206,7 +206,8 @@ class _Turn:
             return False
         except Exception as error:
             about = {"batch": str(self.batch.pk), "execution": str(item.execution_id)}
-            logger.exception("%s of %s failed", verb.name, item.execution_id, extra=about)
+            failed = "%s of %s failed\n%s"
+            logger.error(failed, verb.name, item.execution_id, traced(error), extra=about)
             self._failed(item, f"{type(error).__name__}: {said_by(error)}")
             return True
         self._note(item, State.DONE, result.pk)
@@ -241,7 +242,7 @@ class _Turn:
     ) -> None:
         waiting = self._items.filter(pk=item.pk, state=State.WAITING)
         columns: dict[str, Any] = {"state": state, "result_id": result_id}
-        columns["why"] = mask_text(why).replace("\0", "")[:500]  # PostgreSQL stores no NUL
+        columns["why"] = storable(mask_text(why))[:500]
         if waiting.update(**columns, done_at=DatabaseNow()):
             self.came[state.value] += 1
 

@@ -8,7 +8,7 @@ from django_saga.batches.creating import ring_on_commit
 from django_saga.exceptions import SagaError
 from django_saga.models import SagaBatch
 from django_saga.operations import VERBS, Asked
-from django_saga.operations.asking import audited, name_of
+from django_saga.operations.asking import audited, name_of, reason_of
 from django_saga.verdicts import DatabaseNow
 
 Status = SagaBatch.Status
@@ -56,6 +56,8 @@ def _steer(
     given: dict[str, Any] | None = None,
 ) -> SagaBatch:
     asked = {**asked, "batch_id": batch.pk}
+    if batch.verb not in VERBS:
+        raise SagaError(f"The code no longer has a verb {batch.verb!r}.")
     permission = VERBS[batch.verb].permission
     with audited(f"{what}_batch", permission, asked) as (entry, storage):
         rows = SagaBatch.objects.using(storage.alias).filter(pk=batch.pk)
@@ -75,4 +77,4 @@ def _why_not(batch: SagaBatch | None) -> str:
 
 def _by(asked: Asked) -> str:
     who = name_of(asked.get("user")) or asked.get("source", "code")
-    return f"{who}: {asked.get('reason', '')}".removesuffix(": ")[:500]
+    return f"{who}: {reason_of(asked)}".removesuffix(": ")[:500]
