@@ -44,7 +44,8 @@ class StatusFilter(admin.SimpleListFilter):
     @property
     def searches(self) -> bool:
         """Whether an id is searched for: that looks everywhere."""
-        return bool(self.request.GET.get(SEARCH_VAR))
+        term = self.request.GET.get(SEARCH_VAR, "")
+        return bool(term) and "\0" not in term  # which is no term to the list
 
     def queryset(self, request: HttpRequest, queryset: Executions) -> Executions:
         value = self.value()
@@ -56,7 +57,9 @@ class StatusFilter(admin.SimpleListFilter):
             return queryset.filter(status=value)
         if value is None and not self.searches:
             return queryset.filter(needs_attention())
-        return queryset
+        if value in (None, "all"):
+            return queryset
+        return queryset.none()  # a slip in an address is never all that there is
 
     def choices(self, changelist: ChangeList) -> Iterator[Any]:
         chosen = self.value() or ("all" if self.searches else None)
