@@ -44,7 +44,9 @@ class Alert:
 
 def deliver(alert: Alert) -> bool:
     """Send the signal, and whatever the settings name; False where nobody could be reached."""
-    logger.warning("%s %s", alert.text, alert.url, extra={"kind": alert.kind})
+    # In one line: a message of several could look like lines of others.
+    line = alert.text.encode("unicode_escape").decode()
+    logger.warning("%s %s", line, alert.url, extra={"kind": alert.kind})
     saga_alert.send_robust(sender=SagaAlert, alert=alert)
     ways: dict[str, Callable[..., None]] = {"WEBHOOK": _post, "EMAIL": _mail}
     chosen = [name for name in ways if conf.ALERTS.get(name)]

@@ -143,6 +143,7 @@ class GroupForm(forms.Form):
         max_length=NOTE_LIMIT,
         widget=forms.Textarea(attrs={"rows": 3}),
         help_text=gettext_lazy("For whoever looks at this next."),
+        show_hidden_initial=True,  # what was seen, so that only a change is saved
     )
     mute = forms.FloatField(
         label=gettext_lazy("Mute for hours"),
@@ -153,6 +154,15 @@ class GroupForm(forms.Form):
             "At most 720, which is 30 days; it runs out by itself. 0 ends it, empty leaves it."
         ),
     )
+
+    def clean_note(self) -> str:
+        note: str = self.cleaned_data["note"]
+        seen, now = self.data.get("initial-note"), self.initial["note"]
+        if "note" not in self.changed_data:
+            return now  # type: ignore[no-any-return]
+        if seen is not None and seen.split() != now.split():
+            raise forms.ValidationError(_("Somebody changed the note meanwhile; look again."))
+        return note
 
 
 @admin.register(SagaFailureGroup)
