@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from django.conf import settings
 from django.contrib.admin.views.main import PAGE_VAR, ChangeList
 from django.core.paginator import Paginator
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.utils.translation import gettext as _
 
@@ -32,6 +34,7 @@ SHOWN = (
     "wake_at",
     "grace_until",
 )
+TIMES = [name for name in SHOWN if name.endswith(("_at", "_until"))]
 LAST_PAGE = 1_000_000
 
 if TYPE_CHECKING:
@@ -70,13 +73,25 @@ def uuid_of(text: str) -> UUID | None:
         return None
 
 
+def readable() -> Q:
+    """Of times that Python knows: PostgreSQL goes on to infinity, where a row was edited so."""
+    first, last = datetime(1, 1, 2), datetime(9999, 12, 30)
+    if settings.USE_TZ:
+        first, last = first.replace(tzinfo=UTC), last.replace(tzinfo=UTC)
+    whole = Q()
+    for name in TIMES:
+        whole &= Q(**{f"{name}__isnull": True}) | Q(**{f"{name}__range": (first, last)})
+    return whole
+
+
 class ExecutionChangeList(ChangeList):
     """One page of executions, with only the columns that it shows."""
 
     result_list: Any
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, request: HttpRequest, *args: Any, **kwargs: Any) -> None:
+        self.readable_only = getattr(request, "_saga_readable_only", False)
+        super().__init__(request, *args, **kwargs)
         self.title = _("Saga executions")
 
     @property
@@ -91,6 +106,8 @@ class ExecutionChangeList(ChangeList):
 
     def get_queryset(self, *args: Any, **kwargs: Any) -> QuerySet[SagaExecution]:
         queryset: QuerySet[SagaExecution] = super().get_queryset(*args, **kwargs)
+        if self.readable_only:
+            queryset = queryset.filter(readable())
         return queryset.only(*SHOWN).annotate(db_now=DatabaseNow(), is_paused=paused())
 
     @property

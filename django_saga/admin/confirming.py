@@ -167,7 +167,8 @@ class Confirming(_Admin):
         form: ManyForm,
     ) -> HttpResponse:
         # The clock is read first: what changes from then on has not been seen.
-        first = executions.annotate(db_now=DatabaseNow()).first()
+        clock = executions.annotate(clock=DatabaseNow())
+        first = clock.values_list("clock", flat=True).first()
         query = request.GET.urlencode()
         ids = executions.values_list("pk", flat=True) if scope == SELECTED else []
         context = {
@@ -180,7 +181,7 @@ class Confirming(_Admin):
             "scope": scope,
             "ids": ids,
             "checkbox": ACTION_CHECKBOX_NAME,
-            "seen": first.db_now.isoformat() if first else "",
+            "seen": first.isoformat() if first else "",
             "in_process": not get_backend().queues,
             "action": f"{self.url_of(verb.name, 'many')}?{query}",
             "back": f"{self.url_of('changelist')}?{query}",

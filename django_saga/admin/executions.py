@@ -10,6 +10,7 @@ from uuid import UUID
 from django.contrib import admin, messages
 from django.contrib.admin.views.main import PAGE_VAR
 from django.core.exceptions import BadRequest, PermissionDenied, ValidationError
+from django.db import DataError
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
@@ -36,6 +37,7 @@ from django_saga.exceptions import SagaError
 from django_saga.models import SagaExecution
 from django_saga.operations import BULK, VERBS, view_context
 from django_saga.storage import DjangoSagaStorage
+from django_saga.texts import told
 from django_saga.verdicts import DatabaseNow
 
 if TYPE_CHECKING:
@@ -108,6 +110,13 @@ class SagaExecutionAdmin(Exporting, Confirming, _Admin):
             return super().changelist_view(request, {**(extra_context or {}), **ways})
         except ValidationError:
             raise BadRequest("What is selected is no id of an execution.") from None
+        except DataError as error:  # one row that was edited hides no others
+            if hasattr(request, "_saga_readable_only"):
+                raise
+            request._saga_readable_only = True  # type: ignore[attr-defined]
+            text = _("Rows that cannot be read are left out, were they edited? %(error)s")
+            self.message_user(request, text % {"error": told(error)}, messages.ERROR)
+            return self.changelist_view(request, extra_context)
 
     @admin.display(description=_("status"))
     def status_shown(self, execution: SagaExecution) -> SafeString:
@@ -184,10 +193,15 @@ class SagaExecutionAdmin(Exporting, Confirming, _Admin):
     ) -> HttpResponse:
         rows = self.get_queryset(request)
         one = verbs.annotated(rows.filter(pk__in=[saga_id])).annotate(db_now=DatabaseNow())
-        execution = one.first()
+        unreadable = ""
+        try:
+            execution = one.first()
+        except DataError as error:
+            execution = rows.filter(pk__in=[saga_id]).only("pk", "saga").first()
+            unreadable = detail.spoilt(error)
         if execution is None:
             raise Http404("There is no such execution.")
-        if unreadable := detail.unreadable(execution):
+        if unreadable := unreadable or detail.unreadable(execution):
             context = self.page_context(request, execution.saga)
             context |= {"original": execution, "unreadable": unreadable}
             return TemplateResponse(request, f"{TEMPLATES}/detail.html", context)
@@ -208,11 +222,13 @@ class SagaExecutionAdmin(Exporting, Confirming, _Admin):
             raise PermissionDenied
         if not has_jobs():
             raise Http404("Executions are not handed to RQ.")
+        if not self.get_queryset(request).filter(pk=saga_id).exists():
+            raise Http404("There is no such execution.")
         try:
             page = find_job(saga_id)
             why = str(_("RQ holds no job of this execution: ended ones leave Redis soon."))
         except Exception as error:  # whatever Redis, or the way to it, raises
-            page, why = "", str(_("Redis does not answer: %(error)s") % {"error": error})
+            page, why = "", str(_("Redis does not answer: %(error)s") % {"error": told(error)})
         if not page:
             self.message_user(request, why, messages.WARNING)
         return HttpResponseRedirect(page or self.url_of("change", saga_id=saga_id))

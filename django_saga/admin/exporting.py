@@ -18,6 +18,7 @@ from django.template.response import TemplateResponse
 from django.utils.timezone import now
 from django.utils.translation import gettext as _
 
+from django_saga.admin.changelist import readable
 from django_saga.counts import CAP
 from django_saga.documents import EXECUTION, context_of, document
 from django_saga.models import SagaExecution
@@ -128,7 +129,7 @@ def _by_key(rows: Executions) -> Iterator[SagaExecution]:
     """One query per chunk: a cursor would not outlive a pooler's transaction."""
     left, beyond = MOST, Q()
     while left > 0:
-        chunk = list(rows.filter(beyond)[: min(CHUNK, left)])
+        chunk = list(rows.filter(readable(), beyond)[: min(CHUNK, left)])
         yield from chunk
         left -= len(chunk)
         if len(chunk) < CHUNK:

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from django.contrib import messages
 from django.core.exceptions import PermissionDenied
+from django.db import DataError
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.utils.translation import gettext as _
@@ -43,7 +44,10 @@ def verb_view(
     if not admin.has_view_permission(request):
         raise PermissionDenied
     rows = admin.get_queryset(request).filter(pk__in=[saga_id])
-    execution = rows.annotate(verdict=verb.verdict(), db_now=DatabaseNow()).first()
+    try:
+        execution = rows.annotate(verdict=verb.verdict(), db_now=DatabaseNow()).first()
+    except DataError:  # which is told there
+        return HttpResponseRedirect(admin.url_of("change", saga_id=saga_id))
     if execution is None:
         raise Http404("There is no such execution.")
     if not may(request, verb):
