@@ -8,6 +8,7 @@ from uuid import UUID
 
 from django_saga.models import SagaExecution
 from django_saga.operations import BULK, VERBS, Verb
+from django_saga.operations.asking import storable
 
 LISTED = 50  # rows, where nobody says how many
 RATE = 5.0  # executions per second, for those that a filter chose
@@ -22,7 +23,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         command: ArgumentParser = commands.add_parser(name, help=help, description=help)
         command.add_argument("--json", action="store_true", help="one JSON document on stdout")
         if name != "doctor":
-            command.add_argument("--user", metavar="NAME", help="as this user, who must be allowed")
+            command.add_argument(
+                "--user", type=_text, metavar="NAME", help="as this user, who must be allowed"
+            )
         if not reads:
             command.add_argument("--reason", default="", help="why, for the audit table")
             dry = "say what would be done, touch nothing"
@@ -37,8 +40,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         ("resume", "End a pause."),
     ):
         command = add(name, help, reads=False)
-        command.add_argument("saga", metavar="SAGA")
-        command.add_argument("step", metavar="STEP", nargs="?", default="")
+        command.add_argument("saga", metavar="SAGA", type=_text)
+        command.add_argument("step", metavar="STEP", type=_text, nargs="?", default="")
 
 
 def _reading(add: Any) -> None:
@@ -65,7 +68,7 @@ def _acting(command: ArgumentParser, verb: Verb) -> None:
         command.add_argument("ids", metavar="ID", type=_id, nargs="*" if verb.bulk else "+")
     match verb.takes:
         case ("step",):
-            command.add_argument("step", metavar="STEP")
+            command.add_argument("step", metavar="STEP", type=_text)
         case ("context",):
             command.add_argument("file", metavar="FILE", help="with JSON; - is standard input")
         case ("standing",):
@@ -84,9 +87,13 @@ def _acting(command: ArgumentParser, verb: Verb) -> None:
 def _filters(command: ArgumentParser) -> None:
     statuses = ", ".join(STATUSES)
     command.add_argument("--status", type=_status, metavar="STATUS", help=f"one of {statuses}")
-    command.add_argument("--saga", metavar="SAGA", help="only this saga")
-    command.add_argument("--step", metavar="STEP", help="only what stands at, or failed in it")
-    command.add_argument("--group", metavar="ID", help="only this cause, not dealt with")
+    command.add_argument("--saga", type=_text, metavar="SAGA", help="only this saga")
+    command.add_argument(
+        "--step", type=_text, metavar="STEP", help="only what stands at, or failed in it"
+    )
+    command.add_argument(
+        "--group", type=_text, metavar="ID", help="only this cause, not dealt with"
+    )
 
 
 def _limit(command: ArgumentParser, help: str, *, default: int | None) -> None:
@@ -103,6 +110,13 @@ def _id(text: str) -> UUID:
         return UUID(text.strip())
     except ValueError:
         raise ArgumentTypeError(f"{text!r} is no id of an execution, a UUID") from None
+
+
+def _text(text: str) -> str:
+    """What a database can be asked for: no NUL, nothing that the shell's encoding did not hold."""
+    if storable(text) != text:
+        raise ArgumentTypeError(f"{text!r} is no text")
+    return text
 
 
 def _status(text: str) -> str:
