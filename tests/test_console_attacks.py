@@ -56,7 +56,8 @@ SECRET = "password=hunter2-correct-horse"
 def _alone(committing_databases: None) -> Iterator[None]:
     def empty() -> None:
         WORLD.reset()
-        SagaExecution.objects.update(wake_at=None)  # what cannot be read cannot be deleted
+        # What cannot be read cannot be deleted.
+        SagaExecution.objects.update(wake_at=None, settled_at=None)
         for model in MODELS:
             model._base_manager.all().delete()
 
@@ -151,6 +152,26 @@ def test_the_audits_pages_tell_what_changed_in_a_context_only_to_who_may_see_it(
         text = client.get(f"{BASE}sagaauditentry/{address}").content.decode()
         assert "a slip" in text
         assert ("Grace Hopper" in text) is sees, address
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["context__contains=Ada", "initial_context__startswith=x", "records__traceback__contains=x"],
+)
+def test_no_address_asks_what_is_in_a_context(query: str) -> None:
+    failed_trip()
+    client = log_in(user("view", "retry", "export"))
+    assert client.get(f"{EXECUTIONS}?{query}").status_code == 400
+    assert client.get(f"{EXECUTIONS}export/?{query}").status_code == 400
+    assert many(client, query).status_code == 400
+
+
+def test_no_address_asks_what_is_in_the_details_of_the_audit() -> None:
+    edited()
+    client = log_in(user("view_sagaauditentry"))
+    address = f"{BASE}sagaauditentry/"
+    assert client.get(f"{address}?detail__contains=Grace").status_code == 400
+    assert client.get(f"{address}?result__exact=done").status_code == 200
 
 
 # What is hidden from a user
@@ -261,6 +282,33 @@ def test_a_hook_that_raises_anything_ends_no_batch(
     assert "hunter2" not in stored + caplog.text
 
 
+@pytest.mark.parametrize("seen", ["9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+12:00"])
+def test_a_confirmation_at_the_end_of_time_is_none(seen: str, operator: Client) -> None:
+    failed_trip()
+    assert many(operator, "", seen=seen).status_code == 400
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        "[" * 100_000,
+        "[" * 5_000 + "]" * 5_000,
+        '{"traveller": NaN, "password": "a b\\"c"}',
+        "{",
+        "1e999",
+    ],
+)
+def test_a_context_that_nobody_can_read_has_a_page_all_the_same(
+    context: str, operator: Client
+) -> None:
+    trip = changed(guarded_trip(), context=context, initial_context=context)
+    page = f"{EXECUTIONS}{trip.pk}/"
+    assert operator.get(f"{page}change/").status_code == 200
+    assert operator.get(f"{page}edit_context/").status_code == 200
+    assert operator.post(f"{page}context/").status_code == 200
+    assert str(trip.pk) in shown("show", trip.pk, "--context", "--json")
+
+
 # Arguments that are no text
 
 
@@ -350,6 +398,11 @@ def test_one_row_with_an_impossible_time_hides_no_others(moment: str, operator: 
     assert str(good.pk) in found["?status=all"].content.decode()
     assert operator.get(BASE).status_code == 200
     assert operator.get(f"{EXECUTIONS}{spoilt.pk}/cancel/").status_code == 302
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE django_saga_sagaexecution SET wake_at = NULL, settled_at = %s WHERE id = %s",
+            [moment, spoilt.pk],
+        )
     export = operator.post(f"{EXECUTIONS}export/?status=all", {"format": "json"})
     ids = [each["id"] for each in json.loads(export.getvalue())["executions"]]
     assert ids == [str(good.pk)]

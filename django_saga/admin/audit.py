@@ -13,7 +13,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
-from django_saga.admin.changelist import uuid_of
+from django_saga.admin.changelist import by_filter, uuid_of
 from django_saga.admin.formats import badge, name
 from django_saga.admin.keyed import KeyedChangeList
 from django_saga.models import SagaAuditEntry
@@ -123,6 +123,9 @@ class SagaAuditEntryAdmin(_Admin):
         if entry is not None:
             hide_contexts(request, [entry])
         return entry
+
+    def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest) -> bool:
+        return by_filter(self, lookup)
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> Any:
         return AuditChangeList

@@ -34,7 +34,7 @@ SHOWN = (
     "wake_at",
     "grace_until",
 )
-TIMES = [name for name in SHOWN if name.endswith(("_at", "_until"))]
+TIMES = [*(name for name in SHOWN if name.endswith(("_at", "_until"))), "settled_at"]
 LAST_PAGE = 1_000_000
 
 if TYPE_CHECKING:
@@ -63,6 +63,15 @@ def page_of(request: HttpRequest) -> int:
         return int(request.GET.get(PAGE_VAR, 1))
     except ValueError:
         return 1
+
+
+def by_filter(model_admin: Any, lookup: str) -> bool:
+    """Whether an address may ask so: by a filter of the list alone.
+
+    Who could ask for other columns would learn what is in them, be it a context.
+    """
+    filters = {getattr(each, "parameter_name", each) for each in model_admin.list_filter}
+    return lookup in filters or lookup.removesuffix("__exact") in filters
 
 
 def uuid_of(text: str) -> UUID | None:

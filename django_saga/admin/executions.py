@@ -20,7 +20,13 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
 from django_saga.admin import detail, verbs
-from django_saga.admin.changelist import ExecutionChangeList, OpenPaginator, page_of, uuid_of
+from django_saga.admin.changelist import (
+    ExecutionChangeList,
+    OpenPaginator,
+    by_filter,
+    page_of,
+    uuid_of,
+)
 from django_saga.admin.confirming import Confirming
 from django_saga.admin.exporting import Exporting
 from django_saga.admin.filters import (
@@ -83,6 +89,9 @@ class SagaExecutionAdmin(Exporting, Confirming, _Admin):
     def get_queryset(self, request: HttpRequest) -> QuerySet[SagaExecution]:
         # Where executions are driven: what a replica tells may be over already.
         return super().get_queryset(request).using(DjangoSagaStorage().alias)
+
+    def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest) -> bool:
+        return by_filter(self, lookup)
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> Any:
         return ExecutionChangeList
