@@ -261,4 +261,6 @@ def _moment(text: str) -> datetime:
         moment = None
     if moment is None or is_aware(moment) is not settings.USE_TZ:
         raise BadRequest("This takes a confirmation first.")
+    if not 1 < moment.year < 9999:  # it may have no place in another time zone
+        raise BadRequest("This takes a confirmation of these days.")
     return moment

@@ -113,7 +113,7 @@ def _short(value: Any) -> str:
 def stored_masked(execution: SagaExecution) -> str:
     """The stored context for editing, with a mask for each secret."""
     masked = mask_json(execution.context, sensitive_of(execution))
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         return json.dumps(json.loads(masked), indent=2, ensure_ascii=False)
     return masked
 

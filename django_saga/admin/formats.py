@@ -44,6 +44,6 @@ def moment(at: datetime, text: str) -> SafeString:
 def pretty(stored: str | None) -> tuple[str, bool]:
     """A stored context for reading, as it is where it is no JSON; and whether it was cut."""
     text = stored or ""
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         text = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
     return text[:JSON_LIMIT], len(text) > JSON_LIMIT
