@@ -242,7 +242,7 @@ class _Turn:
     ) -> None:
         waiting = self._items.filter(pk=item.pk, state=State.WAITING)
         columns: dict[str, Any] = {"state": state, "result_id": result_id}
-        columns["why"] = storable(mask_text(why))[:500]
+        columns["why"] = storable(mask_text(why).replace("\0", ""))[:500]
         if waiting.update(**columns, done_at=DatabaseNow()):
             self.came[state.value] += 1
 
