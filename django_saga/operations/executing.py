@@ -14,6 +14,7 @@ from django.db.models import F, Q
 
 from django_saga.announcing import announce
 from django_saga.backends import get_backend
+from django_saga.causes import cause_of
 from django_saga.conf import conf
 from django_saga.drivers import drive
 from django_saga.exceptions import (
@@ -99,6 +100,7 @@ def change(
     claim = storage.acquire(execution.id, driver=driver_name(), lease=conf.LEASE, by_hand=True)
     transition = to(claim)
     after, grace = transition.state, get_backend().grace(transition.delay)
+    is_stuck = claim.state.status is Status.STUCK  # else an operator's own doing is no failure
     storage.checkpoint(
         Checkpoint(
             id=claim.id,
@@ -108,6 +110,7 @@ def change(
             record=transition.record,
             wake=transition.delay or None,
             grace=grace if after.active else None,
+            cause=cause_of(claim.saga, claim.state, transition) if is_stuck else None,
         ),
         inside=True,
     )
