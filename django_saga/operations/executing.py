@@ -14,7 +14,7 @@ from django.db.models import F, Q
 
 from django_saga.announcing import announce
 from django_saga.backends import get_backend
-from django_saga.causes import cause_of
+from django_saga.causes import cause_of, stripped
 from django_saga.conf import conf
 from django_saga.drivers import drive
 from django_saga.exceptions import (
@@ -25,8 +25,9 @@ from django_saga.exceptions import (
     SagaPaused,
 )
 from django_saga.flow import Run, driver_name
+from django_saga.interventions import CANCELLED
 from django_saga.machine import State, Status, Transition
-from django_saga.models import SagaAuditEntry, SagaExecution
+from django_saga.models import SagaAuditEntry, SagaExecution, SagaFailureGroup
 from django_saga.operations.asking import Asked, audited, authorize, need_reason
 from django_saga.operations.verbs import Verb
 from django_saga.recovery import _saga_of, recover_saga
@@ -101,6 +102,7 @@ def change(
     transition = to(claim)
     after, grace = transition.state, get_backend().grace(transition.delay)
     is_stuck = claim.state.status is Status.STUCK  # else an operator's own doing is no failure
+    group = _group_of_act(claim, storage) if is_stuck else ""
     storage.checkpoint(
         Checkpoint(
             id=claim.id,
@@ -110,14 +112,32 @@ def change(
             record=transition.record,
             wake=transition.delay or None,
             grace=grace if after.active else None,
-            cause=cause_of(claim.saga, claim.state, transition) if is_stuck else None,
+            cause=cause_of(claim.saga, claim.state, transition) if is_stuck and not group else None,
         ),
         inside=True,
     )
     if execution.failure_group and after.status is Status.RUNNING:
         rows.update(failure_group="")  # what it fails of next, if anything, is another cause
+    elif group and after.status is not Status.STUCK:
+        rows.update(failure_group=group)
     storage.on_commit(partial(_go_on, claim, storage, transition))
     return after
+
+
+def _group_of_act(claim: Claim, storage: DjangoSagaStorage) -> str:
+    """The group in which it was before it got stuck in a compensation; empty where there is none.
+
+    Its own row tells of the act's error, but not of the frame that raised it.
+    """
+    error = claim.state.error
+    if error is None or error.type == CANCELLED:
+        return ""
+    groups = SagaFailureGroup.objects.using(storage.alias).filter(
+        saga=claim.saga, step=claim.state.failed_step, action="act", error_type=error.type
+    )
+    said = stripped(error.message)
+    alike = (group.id for group in groups[:100] if stripped(group.message) == said)
+    return next(alike, "")
 
 
 def _go_on(claim: Claim, storage: DjangoSagaStorage, transition: Transition) -> None:
