@@ -129,6 +129,8 @@ def act_on_saga(what: str, options: dict[str, Any]) -> Document:
     saga, step, dry = options["saga"], options["step"], options["dry_run"]
     function = {"pause": pause, "resume": resume}[what]
     result, says = POSSIBLE if dry else DONE, ""
+    if what == "resume":
+        says = "What waits for it goes on with the next sweep of recovery."
     try:
         with undone() if dry else nullcontext():
             function(saga, step, **asked(options))
