@@ -6,7 +6,6 @@ A GET asks, and says what will run; a POST with a reason makes the batch and lea
 from __future__ import annotations
 
 from datetime import datetime
-from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -21,6 +20,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.dateparse import parse_datetime
+from django.utils.functional import lazy
 from django.utils.timezone import is_aware
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
@@ -102,17 +102,19 @@ class Confirming(_Admin):
             if self.may(request, verb)
         ]
 
-    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
-        """Every verb for many, as far as the user may."""
-        actions: dict[str, Any] = super().get_actions(request)
-        if not hasattr(request, "GET") or admin.options.IS_POPUP_VAR in request.GET:
-            return actions
-        for verb in BULK.values():
-            if self.may(request, verb):
-                name = f"{verb.name}_selected"
-                ask = partial(_ask_for_selected, verb=verb)
-                actions[name] = (ask, name, _("%(verb)s the selection…") % {"verb": verb.label})
-        return actions
+    # What the admin asks for the permissions that its actions name.
+
+    def has_retry_permission(self, request: HttpRequest) -> bool:
+        return self.may(request, BULK["retry"])
+
+    def has_recover_permission(self, request: HttpRequest) -> bool:
+        return self.may(request, BULK["recover"])
+
+    def has_cancel_permission(self, request: HttpRequest) -> bool:
+        return self.may(request, BULK["cancel"])
+
+    def has_resume_forward_permission(self, request: HttpRequest) -> bool:
+        return self.may(request, BULK["resume_forward"])
 
     def confirm_selected(self, request: HttpRequest, verb: Verb) -> HttpResponse:
         """What an action of the list does: ask first, doing nothing yet."""
@@ -218,10 +220,21 @@ class Confirming(_Admin):
         return HttpResponseRedirect(_page_of(batch, self.admin_site.name))
 
 
-def _ask_for_selected(
-    model_admin: Confirming, request: HttpRequest, queryset: Any, *, verb: Verb
-) -> HttpResponse:
-    return model_admin.confirm_selected(request, verb)
+def action_of(verb: Verb) -> Any:
+    """The list's action that asks before it does this to the selection."""
+
+    def ask(model_admin: Confirming, request: HttpRequest, queryset: Any) -> HttpResponse:
+        return model_admin.confirm_selected(request, verb)
+
+    ask.__name__ = f"{verb.name}_selected"
+    return admin.action(description=_action_text(verb), permissions=[verb.name])(ask)
+
+
+def _of_selection(verb: Verb) -> str:
+    return _("%(verb)s the selection…") % {"verb": verb.label}
+
+
+_action_text = lazy(_of_selection, str)
 
 
 def _refuse(request: HttpRequest, verb: Verb, *, looks: bool) -> None:

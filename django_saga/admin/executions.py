@@ -27,7 +27,7 @@ from django_saga.admin.changelist import (
     page_of,
     uuid_of,
 )
-from django_saga.admin.confirming import Confirming
+from django_saga.admin.confirming import Confirming, action_of
 from django_saga.admin.exporting import Exporting
 from django_saga.admin.filters import (
     ErrorFilter,
@@ -69,6 +69,7 @@ class SagaExecutionAdmin(Exporting, Confirming, _Admin):
     sortable_by = ()
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER
+    actions = tuple(action_of(verb) for verb in BULK.values())
 
     class Media:
         css = {"all": ["django_saga/admin.css", "django_saga/drawings.css"]}
