@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import django
+
 from testproject.databases import database
 from testproject.settings import *  # noqa: F403
 
@@ -30,3 +32,6 @@ if "mariadb" in DATABASES:
     DATABASES["mariadb"]["TEST"] = {"NAME": f"test_saga_{os.getpid()}"}
 
     pymysql.install_as_MySQLdb()
+
+if django.VERSION >= (6, 1):  # which warns of a project that has none
+    MAILERS = {"default": {"BACKEND": "django.core.mail.backends.locmem.EmailBackend"}}
