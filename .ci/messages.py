@@ -90,9 +90,9 @@ def compiled(catalog: Catalog) -> bytes:
     return file.getvalue()
 
 
-def words_of(catalog: Catalog) -> dict[object, object]:
+def words_of(catalog: Catalog) -> set[str]:
     """What it says; its header names Babel's version, which may be another."""
-    return {(message.id, message.context): message.string for message in catalog if message.id}
+    return {repr((m.id, m.context, m.string)) for m in catalog if m.id}
 
 
 def faults(path: Path, fresh: Catalog) -> Iterator[str]:
