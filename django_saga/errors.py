@@ -17,7 +17,7 @@ from django_saga.exceptions import (
 from django_saga.machine import Error, Outcome, Report
 from django_saga.masking import sensitive_values
 from django_saga.steps import CurrentStep, Fallback, StepType
-from django_saga.texts import told, traced
+from django_saga.texts import storable, told, traced
 
 if TYPE_CHECKING:
     from django_saga.flow import Run
@@ -74,7 +74,7 @@ def secrets_of(run: Run, *contexts: str) -> set[str]:
 
 def _storable(text: str, limit: int, *, keep_end: bool = False) -> str:
     """Text that every database takes: no NUL, no lone surrogates, not too long."""
-    text = text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
+    text = storable(text)
     if len(text) <= limit:
         return text
     return f"…{text[len(text) - limit + 1 :]}" if keep_end else f"{text[: limit - 1]}…"

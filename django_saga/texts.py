@@ -31,6 +31,11 @@ def traced(error: BaseException, secrets: Iterable[str] = ()) -> str:
     return mask_text("".join(traceback.format_exception(error))[-MOST:], secrets)
 
 
+def storable(text: str) -> str:
+    """What every database takes: no NUL, no lone surrogates."""
+    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
+
+
 def shown(value: object) -> str:
     """A value as a message shows it."""
     try:

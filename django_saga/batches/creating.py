@@ -17,8 +17,9 @@ from django_saga.exceptions import SagaError
 from django_saga.masking import mask_text
 from django_saga.models import SagaBatch, SagaBatchItem, SagaExecution
 from django_saga.operations import Asked, Operator, Verb
-from django_saga.operations.asking import audited, need_reason, storable
+from django_saga.operations.asking import audited, need_reason
 from django_saga.storage import DjangoSagaStorage
+from django_saga.texts import storable
 
 logger = logging.getLogger("django_saga.batches")
 

@@ -26,10 +26,10 @@ from django_saga.flow import driver_name
 from django_saga.masking import mask_text
 from django_saga.models import SagaAuditEntry, SagaBatch, SagaBatchItem, SagaExecution
 from django_saga.operations import BULK, RETRY, Asked, Operator, retry_id
-from django_saga.operations.asking import audited, permit, storable
+from django_saga.operations.asking import audited, permit
 from django_saga.operations.verbs import CANCEL
 from django_saga.storage import DjangoSagaStorage
-from django_saga.texts import said_by, traced
+from django_saga.texts import said_by, storable, traced
 from django_saga.verdicts import DatabaseNow
 
 logger = logging.getLogger("django_saga.batches")

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from django_saga.models import SagaExecution
 from django_saga.operations import BULK, VERBS, Verb
-from django_saga.operations.asking import storable
+from django_saga.texts import storable
 
 LISTED = 50  # rows, where nobody says how many
 RATE = 5.0  # executions per second, for those that a filter chose

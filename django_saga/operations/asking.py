@@ -16,7 +16,7 @@ from django_saga.exceptions import InvalidSettings, SagaError
 from django_saga.masking import mask_text
 from django_saga.models import SagaAuditEntry, SagaExecution
 from django_saga.storage import DjangoSagaStorage
-from django_saga.texts import told
+from django_saga.texts import storable, told
 
 
 class Operator(Protocol):
@@ -124,11 +124,6 @@ def _hook() -> Callable[[Operator, str, SagaExecution], bool] | None:
 def reason_of(asked: Asked) -> str:
     """The reason as it is stored: what looks like a secret is masked."""
     return storable(mask_text(asked.get("reason", "")))
-
-
-def storable(text: str) -> str:
-    """What every database takes: no NUL, no lone surrogates."""
-    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
 
 
 def _entry(verb: str, asked: Asked, about: dict[str, Any]) -> SagaAuditEntry:

@@ -36,7 +36,7 @@ from django_saga.machine import State
 from django_saga.models import SagaExecution, SagaStepRecord, columns_of
 from django_saga.storage.base import Checkpoint, Claim, SagaStorage, Saved
 from django_saga.storage.sql import ASKED, CAUSE, EXECUTIONS, STATEMENTS, Statements
-from django_saga.texts import told, traced
+from django_saga.texts import storable, told, traced
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -493,8 +493,8 @@ def _update_of(
     if "effects" in changed:
         changed["effects"] = _json(changed["effects"])
     if "stuck_reason" in changed:  # it may quote what was stored, or what a context said of itself
-        changed["stuck_reason"] = _text(changed["stuck_reason"])
-        changed["error_message"] = _text(after["error_message"])
+        changed["stuck_reason"] = storable(changed["stuck_reason"])
+        changed["error_message"] = storable(after["error_message"])
     if checkpoint.cause is not None:
         changed["failure_group"] = checkpoint.cause.id
     wake, grace = checkpoint.wake, checkpoint.grace
@@ -535,16 +535,11 @@ def _kind_of(checkpoint: Checkpoint) -> tuple[bool, bool]:
 
 
 def _cause_params(cause: Cause) -> tuple[str, ...]:
-    return tuple(_text(str(getattr(cause, name))) for name in CAUSE)
+    return tuple(storable(str(getattr(cause, name))) for name in CAUSE)
 
 
 def _json(value: object) -> str:
     return msgspec.json.encode(value).decode()
-
-
-def _text(value: str) -> str:
-    """What every database takes: no NUL, no lone surrogates."""
-    return value.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
 
 
 def _uuid(value: UUID, connection: BaseDatabaseWrapper) -> Any:
