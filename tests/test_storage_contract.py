@@ -45,7 +45,7 @@ from django_saga.machine import (
     StepRules,
     Transition,
 )
-from django_saga.models import SagaExecution
+from django_saga.models import SagaExecution, new_id
 from django_saga.storage import DjangoSagaStorage, MemorySagaStorage, SagaStorage
 from django_saga.storage.base import Checkpoint, Claim
 from django_saga.storage.sql import EXECUTIONS, RECORDS
@@ -1465,3 +1465,13 @@ def test_a_record_of_an_attempt_is_plain_data() -> None:
     """So that any storage can keep it."""
     record = Record(step="A", action=Action.ACT, attempt=1, outcome=Outcome.DONE)
     assert (record.action.value, record.outcome.value) == ("act", "DONE")
+
+
+def test_a_new_id_is_a_uuid_of_version_7_in_order_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = []
+    for milliseconds in (1_764_160_000_000, 1_764_160_000_001, 2_000_000_000_000):
+        monkeypatch.setattr("time.time_ns", lambda now=milliseconds: now * 1_000_000 + 999_999)
+        ids += [new_id(), new_id()]
+        assert all(id.int >> 80 == milliseconds for id in ids[-2:])
+    assert len({*ids}) == 6
+    assert {(id.version, id.variant) for id in ids} == {(7, uuid.RFC_4122)}

@@ -321,6 +321,7 @@ class Migration(migrations.Migration):
                     "retry_of",
                     models.ForeignKey(
                         blank=True,
+                        db_index=False,
                         null=True,
                         on_delete=django.db.models.deletion.SET_NULL,
                         related_name="retries",
@@ -441,6 +442,7 @@ class Migration(migrations.Migration):
                 (
                     "execution",
                     models.ForeignKey(
+                        db_constraint=False,
                         on_delete=django.db.models.deletion.CASCADE,
                         related_name="records",
                         to="django_saga.sagaexecution",
@@ -530,6 +532,14 @@ class Migration(migrations.Migration):
                 ),
                 fields=["failure_group", "-created_at"],
                 name="saga_unsettled",
+            ),
+        ),
+        migrations.AddIndex(
+            model_name="sagaexecution",
+            index=models.Index(
+                condition=models.Q(("retry_of__isnull", False)),
+                fields=["retry_of"],
+                name="saga_retries",
             ),
         ),
     ]

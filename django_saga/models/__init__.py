@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from django_saga.models.batches import SagaBatch, SagaBatchItem
-from django_saga.models.executions import SagaExecution, SagaStepRecord, columns_of, new_id
+from django_saga.models.executions import SagaExecution, SagaStepRecord, changed_columns, new_id
 from django_saga.models.operating import (
     SagaAlert,
     SagaAuditEntry,
@@ -22,6 +22,6 @@ __all__ = [
     "SagaHeartbeat",
     "SagaPause",
     "SagaStepRecord",
-    "columns_of",
+    "changed_columns",
     "new_id",
 ]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import time
 import uuid
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import cache
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import msgspec
@@ -42,6 +45,7 @@ class SagaExecution(models.Model):
         blank=True,
         on_delete=models.SET_NULL,
         related_name="retries",
+        db_index=False,  # few are retries: see the indexes
     )
     created_at = models.DateTimeField(_("created at"))
 
@@ -108,6 +112,11 @@ class SagaExecution(models.Model):
                 name="saga_unsettled",
                 condition=models.Q(status__in=["FAILED", "STUCK"], settled_at=None)
                 & ~models.Q(failure_group=""),
+            ),
+            models.Index(
+                fields=["retry_of"],
+                name="saga_retries",
+                condition=models.Q(retry_of__isnull=False),
             ),
         ]
 
@@ -191,9 +200,31 @@ def columns_of(state: State) -> dict[str, Any]:
     }
 
 
+def changed_columns(before: State, after: State) -> dict[str, Any]:
+    """The columns to which a checkpoint between the two gives other values."""
+    pairs = zip(_FIELDS, _fields(before), _fields(after), strict=True)
+    names = [name for name, was, now in pairs if was != now]
+    columns = columns_of(after)
+    return {column: columns[column] for name in names for column in _COLUMNS.get(name, (name,))}
+
+
+_FIELDS = [name for name in State.__struct_fields__ if name != "plan"]
+_COLUMNS = {"error": ("error_type", "error_message")}
+_fields = attrgetter(*_FIELDS)
+
+
 def new_id() -> uuid.UUID:
-    """An id for a new execution; in order of time where Python can (3.14), which indexes like."""
-    return getattr(uuid, "uuid7", uuid.uuid4)()
+    """An id for a new execution: a UUID of version 7 (RFC 9562), in order of time as indexes like.
+
+    Milliseconds of the Unix epoch fill the first 48 bits, chance the others.
+    """
+    # Python's own uuid7() is new in 3.14.
+    chance = int.from_bytes(os.urandom(10))
+    value = (time.time_ns() // 1_000_000) << 80 | chance
+    return uuid.UUID(int=value & ~_VERSION | _VERSION_7)
+
+
+_VERSION, _VERSION_7 = 0xF << 76 | 0b11 << 62, 7 << 76 | 0b10 << 62
 
 
 class SagaStepRecord(models.Model):
@@ -219,6 +250,9 @@ class SagaStepRecord(models.Model):
         verbose_name=_("execution"),
         on_delete=models.CASCADE,
         related_name="records",
+        # The checkpoint's one statement takes the id from the row that it updates. A constraint
+        # would look there again, and lock it, at every commit.
+        db_constraint=False,
     )
     step = models.CharField(_("step"), max_length=100)
     action = models.CharField(_("action"), max_length=10, choices=Action.choices)

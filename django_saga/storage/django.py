@@ -20,7 +20,6 @@ from django.db import (
     router,
     transaction,
 )
-from django.utils.dateparse import parse_datetime
 
 from django_saga.exceptions import (
     InsideTransaction,
@@ -33,7 +32,7 @@ from django_saga.exceptions import (
     TransactionLeftOpen,
 )
 from django_saga.machine import State
-from django_saga.models import SagaExecution, SagaStepRecord, columns_of
+from django_saga.models import SagaExecution, SagaStepRecord, changed_columns
 from django_saga.storage.base import Checkpoint, Claim, SagaStorage, Saved
 from django_saga.storage.sql import ASKED, CAUSE, EXECUTIONS, STATEMENTS, Statements
 from django_saga.texts import storable, told, traced
@@ -75,9 +74,9 @@ class DjangoSagaStorage(SagaStorage):
         grace: float | None = None,
         retry_of: UUID | None = None,
     ) -> Claim | None:
-        if lease is not None:
-            self.refuse_transaction()
         connection = self._connection
+        if lease is not None:
+            _refuse_transaction(connection)
         params = (
             _uuid(saga_id, connection),
             saga,
@@ -125,9 +124,9 @@ class DjangoSagaStorage(SagaStorage):
         token: int | None = None,
         by_hand: bool = False,
     ) -> Claim:
-        if not by_hand:
-            self.refuse_transaction()
         connection = self._connection
+        if not by_hand:
+            _refuse_transaction(connection)
         pk = _uuid(saga_id, connection)
         params = (lease, driver, pk, saga or "", saga is None, by_hand, token)
         query = f"SELECT {_sql(connection).row} FROM {EXECUTIONS} WHERE id = %s"
@@ -163,15 +162,16 @@ class DjangoSagaStorage(SagaStorage):
     def checkpoint(self, checkpoint: Checkpoint, *, inside: bool = False) -> Saved:
         connection = self._connection
         if not inside:
-            self.refuse_transaction()
+            _refuse_transaction(connection)
+        sql = _sql(connection)
         with _translated(connection):
-            if _sql(connection).dialect.one_statement:
-                saved = _save_at_once(connection, checkpoint)
+            if sql.dialect.one_statement:
+                saved = _save_at_once(connection, sql, checkpoint)
             elif checkpoint.record is None and checkpoint.cause is None:
-                saved = _save(connection, checkpoint)
+                saved = _save(connection, sql, checkpoint)
             else:
                 with transaction.atomic(using=self.alias, savepoint=False):
-                    saved = _save(connection, checkpoint)
+                    saved = _save(connection, sql, checkpoint)
         if saved is None:
             raise LeaseLost(
                 f"Saga execution {checkpoint.id} was taken over while step "
@@ -198,8 +198,8 @@ class DjangoSagaStorage(SagaStorage):
     def release(
         self, saga_id: UUID, token: int, *, unstarted: bool = False, grace: float | None = None
     ) -> None:
-        self.refuse_transaction()  # it would lock the row there instead
         connection = self._connection
+        _refuse_transaction(connection)  # it would lock the row there instead
         with _translated(connection), connection.cursor() as cursor:
             params = (not unstarted, grace, _uuid(saga_id, connection), token)
             cursor.execute(_sql(connection).release, params)
@@ -263,8 +263,8 @@ class DjangoSagaStorage(SagaStorage):
 
     @contextmanager
     def atomic(self, lease: float) -> Iterator[None]:
-        self.refuse_transaction()
         connection = self._connection
+        _refuse_transaction(connection)
         committed: list[bool] = []
         session: Any = None
         try:
@@ -305,19 +305,7 @@ class DjangoSagaStorage(SagaStorage):
         transaction.on_commit(lambda: function(), using=self.alias, robust=True)
 
     def refuse_transaction(self) -> None:
-        connection = self._connection
-        if connection.in_atomic_block:
-            # TestCase's own blocks stand for "no transaction", as they do for Django's durable.
-            inside = not all(map(_is_testcase_s, connection.atomic_blocks))
-        else:
-            inside = connection.connection is not None and not connection.autocommit
-        if inside:
-            raise InsideTransaction(
-                f"A saga cannot be driven inside an open transaction on {self.alias!r}: its "
-                "checkpoints would not be durable. Call enqueue() there, which joins the "
-                "transaction and starts on commit; under ATOMIC_REQUESTS decorate the view with "
-                "django.db.transaction.non_atomic_requests."
-            )
+        _refuse_transaction(self._connection)
 
     def end_transaction(self) -> None:
         connection = self._connection
@@ -329,9 +317,10 @@ class DjangoSagaStorage(SagaStorage):
 
     def execution(self, claim: Claim, state: State, at: datetime, leased: bool) -> SagaExecution:
         if claim.execution is None:
-            claim.execution = SagaExecution.of(self.alias, _columns(claim), claim.state)
+            claim.execution = SagaExecution.of(self.alias, _columns(claim), state)
+        else:
+            claim.execution.assign(state)
         execution = claim.execution
-        execution.assign(state)
         execution.token, execution.updated_at = claim.token, at
         execution.finished_at = None if state.active else execution.finished_at or at
         if not leased:
@@ -365,6 +354,21 @@ class DjangoSagaStorage(SagaStorage):
             return [_claim(row) for row in rows]
         except DataError as error:
             raise SagaError(f"What is stored cannot be read, was it edited? {error}") from error
+
+
+def _refuse_transaction(connection: BaseDatabaseWrapper) -> None:
+    if connection.in_atomic_block:
+        # TestCase's own blocks stand for "no transaction", as they do for Django's durable.
+        inside = not all(map(_is_testcase_s, connection.atomic_blocks))
+    else:
+        inside = connection.connection is not None and not connection.autocommit
+    if inside:
+        raise InsideTransaction(
+            f"A saga cannot be driven inside an open transaction on {connection.alias!r}: its "
+            "checkpoints would not be durable. Call enqueue() there, which joins the "
+            "transaction and starts on commit; under ATOMIC_REQUESTS decorate the view with "
+            "django.db.transaction.non_atomic_requests."
+        )
 
 
 def _is_testcase_s(block: Atomic) -> bool:
@@ -447,11 +451,13 @@ def _fetch(connection: BaseDatabaseWrapper, sql: str, params: Sequence[Any]) -> 
         return cursor.fetchone()
 
 
-def _save_at_once(connection: BaseDatabaseWrapper, checkpoint: Checkpoint) -> Saved | None:
+def _save_at_once(
+    connection: BaseDatabaseWrapper, sql: Statements, checkpoint: Checkpoint
+) -> Saved | None:
     kind, params = _update_of(checkpoint, connection)
     record, cause = checkpoint.record, checkpoint.cause
     about = None if record is None else _kind_of(checkpoint)
-    statement = _sql(connection).checkpoint(kind, about, cause is not None)
+    statement = sql.checkpoint(kind, about, cause is not None)
     if cause is not None:
         params += _cause_params(cause)
     if record is not None:
@@ -460,9 +466,9 @@ def _save_at_once(connection: BaseDatabaseWrapper, checkpoint: Checkpoint) -> Sa
     return None if row is None else Saved(_utc(row[1]), row[0], row[2], row[3])
 
 
-def _save(connection: BaseDatabaseWrapper, checkpoint: Checkpoint) -> Saved | None:
+def _save(connection: BaseDatabaseWrapper, sql: Statements, checkpoint: Checkpoint) -> Saved | None:
     """The same in several statements, of which the first changes the row, or nothing is done."""
-    sql, id = _sql(connection), _uuid(checkpoint.id, connection)
+    id = _uuid(checkpoint.id, connection)
     kind, params = _update_of(checkpoint, connection)
     update, at, record_id = sql.update(*kind), datetime.now(UTC), None
     with connection.cursor() as cursor:
@@ -488,27 +494,27 @@ def _update_of(
     checkpoint: Checkpoint, connection: BaseDatabaseWrapper
 ) -> tuple[tuple[tuple[str, ...], bool, bool, bool], tuple[Any, ...]]:
     """Which update it is, and its parameters: only what changed is sent and logged."""
-    before, after = columns_of(checkpoint.before), columns_of(checkpoint.after)
-    changed = {name: value for name, value in after.items() if value != before[name]}
+    before, after = checkpoint.before, checkpoint.after
+    changed = changed_columns(before, after)
     if "effects" in changed:
         changed["effects"] = _json(changed["effects"])
     if "stuck_reason" in changed:  # it may quote what was stored, or what a context said of itself
         changed["stuck_reason"] = storable(changed["stuck_reason"])
-        changed["error_message"] = storable(after["error_message"])
+        changed["error_message"] = storable(after.error.message if after.error else "")
     if checkpoint.cause is not None:
         changed["failure_group"] = checkpoint.cause.id
     wake, grace = checkpoint.wake, checkpoint.grace
-    kind = (tuple(changed), wake is not None, grace is not None, not checkpoint.after.active)
+    kind = (tuple(changed), wake is not None, grace is not None, not after.active)
     params = (
         *changed.values(),
         checkpoint.lease,
         *(seconds for seconds in (wake, grace) if seconds is not None),
         _uuid(checkpoint.id, connection),
         checkpoint.token,
-        before["status"],
-        before["step"],
-        before["action"],
-        before["attempt"],
+        before.status.value,
+        before.step,
+        before.action.value,
+        before.attempt,
     )
     return kind, params
 
@@ -547,27 +553,39 @@ def _uuid(value: UUID, connection: BaseDatabaseWrapper) -> Any:
 
 
 def _utc(value: Any) -> datetime:
-    moment = parse_datetime(value) if isinstance(value, str) else value
+    """A time as each database returns it: seconds of the epoch, ISO 8601, a datetime."""
+    if isinstance(value, float):
+        return datetime.fromtimestamp(value, UTC)
+    moment = datetime.fromisoformat(value) if isinstance(value, str) else value
     assert isinstance(moment, datetime)
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
-@contextmanager
-def _translated(connection: BaseDatabaseWrapper) -> Iterator[None]:
+class _translated:
     """Tell a database that is away, or not migrated, from a fault in what was asked."""
-    try:
-        yield
-    except (OperationalError, InterfaceError, ProgrammingError) as error:
-        if _is_outdated(error):
-            raise SagaError(
-                f"The database {connection.alias!r} has no tables of django-saga, or older ones; "
-                f"run: manage.py migrate django_saga --database {connection.alias} ({error})"
-            ) from error
-        if isinstance(error, ProgrammingError):
-            raise
-        if not connection.in_atomic_block:
-            connection.close()  # what is left of it must not serve the next statement
-        raise StorageUnavailable(f"The database {connection.alias!r}: {error}") from error
+
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, (OperationalError, InterfaceError, ProgrammingError)):
+            _raise_translated(error, self._connection)
+
+
+def _raise_translated(error: Exception, connection: BaseDatabaseWrapper) -> None:
+    if _is_outdated(error):
+        raise SagaError(
+            f"The database {connection.alias!r} has no tables of django-saga, or older ones; "
+            f"run: manage.py migrate django_saga --database {connection.alias} ({error})"
+        ) from error
+    if isinstance(error, ProgrammingError):
+        return
+    if not connection.in_atomic_block:
+        connection.close()  # what is left of it must not serve the next statement
+    raise StorageUnavailable(f"The database {connection.alias!r}: {error}") from error
 
 
 def _is_outdated(error: Exception) -> bool:

@@ -47,6 +47,7 @@ class Dialect:
     now: str
     after: str  # now and some seconds: {0} is a number or NULL
     age: str  # seconds since the latest checkpoint
+    told: str = "{0}"  # a time as it is returned: seconds of the epoch are read the soonest
     greatest: str = "GREATEST"
     least: str = "LEAST"
     number: str = "%s"
@@ -66,6 +67,7 @@ DIALECTS = {
         now="statement_timestamp()",
         after="statement_timestamp() + make_interval(secs => {0})",
         age="EXTRACT(EPOCH FROM statement_timestamp() - updated_at)::float8",
+        told="EXTRACT(EPOCH FROM {0})::float8",
         number="%s::float8",
         skip_duplicate=" ON CONFLICT (id) DO NOTHING",
         returns_updates=True,
@@ -112,7 +114,7 @@ class Statements:
             f"INSERT INTO {EXECUTIONS} ({', '.join(CREATED)}, driver, token, effects, "
             "lease_until, wake_at, grace_until, created_at, updated_at) "
             f"VALUES ({values}, %s, 1, '[]', {after}, {after}, {after}, {now}, {now})"
-            f"{dialect.skip_duplicate} RETURNING created_at, {PAUSED}"
+            f"{dialect.skip_duplicate} RETURNING {dialect.told.format('created_at')}, {PAUSED}"
         )
 
         # lease, driver
@@ -193,9 +195,9 @@ class Statements:
 
         Parameters: as update, then CAUSE if any, then RECORD, ERROR, changes, as there are any.
         """
-        now = self.dialect.now
+        now, at = self.dialect.now, self.dialect.told.format(self.dialect.now)
         if record is None and not cause:
-            return f"{self.update(*kind)} RETURNING NULL, {now}, {ASKED}"
+            return f"{self.update(*kind)} RETURNING NULL, {at}, {ASKED}"
         parts = f"WITH execution AS ({self.update(*kind)} RETURNING id, driver, {ASKED}) "
         if cause:
             typed = ", ".join(["%s::text"] * len(CAUSE))
@@ -204,13 +206,13 @@ class Statements:
                 f"SELECT {typed}, {now} FROM execution ON CONFLICT (id) DO NOTHING) "
             )
         if record is None:
-            return f"{parts} SELECT NULL, {now}, cancel_reason, paused FROM execution"
+            return f"{parts} SELECT NULL, {at}, cancel_reason, paused FROM execution"
         columns = _columns(*record)
         typed = ", ".join(f"%s::{_TYPES.get(c, 'text')}" for c in columns)
         return (
             f"{parts}INSERT INTO {RECORDS} "
             f"({', '.join(columns)}, driver, execution_id, created_at) "
-            f"SELECT {typed}, driver, id, {now} FROM execution RETURNING id, created_at, "
+            f"SELECT {typed}, driver, id, {now} FROM execution RETURNING id, {at}, "
             "(SELECT cancel_reason FROM execution), (SELECT paused FROM execution)"
         )
 
