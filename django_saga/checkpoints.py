@@ -14,7 +14,7 @@ from django_saga.changes import changes
 from django_saga.conf import conf
 from django_saga.definition import Definition
 from django_saga.exceptions import LeaseLost, SagaAlreadyRunning, StorageUnavailable
-from django_saga.flow import Flow, Pause, Run, driver_name
+from django_saga.flow import Flow, Pause, Run, Write, driver_name
 from django_saga.machine import State, Transition
 from django_saga.storage.base import Checkpoint, Saved
 
@@ -27,7 +27,8 @@ def save(run: Run, transition: Transition, began: float | None = None) -> Flow[N
     while saved is None:
         checkpoint = checkpoint_of(run, transition, began)
         try:
-            saved = yield run.do(run.storage.checkpoint, checkpoint)
+            run.asked_at = time.monotonic()
+            saved = yield Write(run.storage, checkpoint)
         except StorageUnavailable as error:
             saved = yield from look_again(run, error, transition)
             if saved is None and time.monotonic() > deadline:

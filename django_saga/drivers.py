@@ -36,11 +36,13 @@ from django_saga.flow import (
     HandlerRaised,
     Pause,
     Run,
+    Write,
 )
 from django_saga.steps import CircuitBreaker, CurrentStep, StepType, _current
 from django_saga.storage.base import SagaStorage
 from django_saga.texts import shown, traced
 from django_saga.timeouts import time_limit
+from django_saga.together import Turn, turn_of
 
 logger = logging.getLogger("django_saga.drivers")
 
@@ -84,6 +86,8 @@ def _do(ask: Any) -> Any:
     match ask:
         case Do():
             return ask.function()
+        case Write():
+            return ask.storage.write(ask.what)
         case Call():
             return _call(ask)
         case CallInside():
@@ -369,6 +373,8 @@ class AsyncDriver:
                 return ask.function()
             case Do():
                 return await self._finished(ask.function)
+            case Write():
+                return await self._written(ask)
             case Call():
                 self._take(ask.run)
                 method = await _aresolve(ask)
@@ -391,6 +397,22 @@ class AsyncDriver:
         """A flow that began without a run has one now; it may have been told to stop before."""
         self._run = run
         run.stopping = run.stopping or self._stopping
+
+    async def _written(self, ask: Write) -> Any:
+        if not ask.storage.blocking:
+            return ask.storage.write(ask.what)
+        turn = turn_of(ask.storage)
+        if turn is None:
+            with Turn(ask.storage, AsyncDriver()._finished):
+                return await self._finished(partial(ask.storage.write, ask.what))
+        written = turn.wait(ask.what)
+        try:
+            await self._outlast(written)
+        except BaseException:
+            if self._run is not None and not written.done():
+                self._run.abandoned = True
+            raise
+        return written.result()
 
     async def _finished(self, function: Callable[[], T]) -> T:
         """Wait for a thread's work however often this task is cancelled: it goes on anyway."""

@@ -26,11 +26,11 @@ from django_saga.exceptions import (
     StorageUnavailable,
     UnknownSaga,
 )
-from django_saga.flow import Do, Flow, Pause, Run, driver_name
+from django_saga.flow import Do, Flow, Pause, Run, Write, driver_name
 from django_saga.interventions import CANCELLED
 from django_saga.machine import Error, Status, StepRules
 from django_saga.steps import SagaStepResult
-from django_saga.storage.base import Claim
+from django_saga.storage.base import Claim, Creation
 from django_saga.texts import told
 
 if TYPE_CHECKING:
@@ -50,13 +50,15 @@ def start(saga: Saga[Any], context: Any, saga_id: UUID | None) -> Flow[Run]:
     encoded = saga.definition.codec.encode(context, limit=conf.CONTEXT_LIMIT)
     state = noted(machine.start(saga.definition.plan, encoded), saga.definition)
     storage = saga.storage
-    id, driver, lease = saga_id or new_id(), driver_name(), conf.LEASE
-
-    def create() -> tuple[float, Claim | None]:
-        asked_at = time.monotonic()
-        return asked_at, storage.create(id, saga.name, state, driver=driver, lease=lease)
-
-    asked_at, claim = yield Do(create, storage.blocking)
+    creation = Creation(
+        id=saga_id or new_id(),
+        saga=saga.name,
+        state=state,
+        driver=driver_name(),
+        lease=conf.LEASE,
+    )
+    asked_at = time.monotonic()
+    claim = yield Write(storage, creation)
     if claim is None:
         assert saga_id is not None
         return (yield from resume(saga, saga_id, context))

@@ -19,7 +19,7 @@ from django_saga.causes import Cause
 from django_saga.conf import conf
 from django_saga.machine import Record, Transition
 from django_saga.steps import CircuitBreaker, CurrentStep, StepType
-from django_saga.storage.base import Claim, Saved
+from django_saga.storage.base import Checkpoint, Claim, Creation, SagaStorage, Saved
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -35,6 +35,13 @@ class Do(NamedTuple):
 
     function: Callable[[], Any]
     blocking: bool
+
+
+class Write(NamedTuple):
+    """Write to the storage, maybe together with what other flows write."""
+
+    storage: SagaStorage
+    what: Checkpoint | Creation
 
 
 class Call(NamedTuple):
@@ -71,7 +78,7 @@ class Announce(NamedTuple):
     record: SagaStepRecord | None
 
 
-Ask = Do | Call | CallInside | Pause | Announce
+Ask = Do | Write | Call | CallInside | Pause | Announce
 Flow = Generator[Ask, Any, T]
 
 

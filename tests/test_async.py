@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
+from django.conf import settings as django_settings
 from django.db import connections
 
 from django_saga import (
@@ -26,10 +27,14 @@ from django_saga import (
     StorageUnavailable,
     arecover_saga,
     current_step,
+    machine,
     recover_saga,
     signals,
 )
+from django_saga.models import SagaExecution
 from django_saga.storage import DjangoSagaStorage, MemorySagaStorage, SagaStorage
+from django_saga.storage.base import Creation
+from django_saga.together import Turn, turn_of
 from tests.steps import Calls, Log, make_step, raises
 
 pytestmark = pytest.mark.usefixtures("committing_databases")
@@ -38,6 +43,11 @@ pytestmark = pytest.mark.usefixtures("committing_databases")
 @pytest.fixture
 def calls() -> Calls:
     return Calls()
+
+
+@pytest.fixture(params=list(django_settings.DATABASES))
+def database(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 def adhoc(storage: SagaStorage, *steps: Any) -> Saga[Any]:
@@ -203,6 +213,76 @@ def test_many_sagas_of_both_kinds_share_a_loop(storage: SagaStorage, calls: Call
     executions = async_to_sync(view)()
     assert [execution.status for execution in executions] == ["COMPLETED"] * 20
     assert len(calls) == 80
+
+
+def test_sagas_in_a_loop_write_together(calls: Calls, database: str) -> None:
+    storage = Counting(database)
+    saga = adhoc(storage, *(make_step(f"S{n}", calls, is_async=True) for n in range(3)))
+
+    async def view() -> list[Any]:
+        return await asyncio.gather(*[saga.arun(Log()) for _ in range(20)])
+
+    executions = async_to_sync(view)()
+    assert [execution.status for execution in executions] == ["COMPLETED"] * 20
+    assert sum(storage.sizes) < 80, "who comes first writes alone"
+    assert max(storage.sizes) > 1
+    for execution in executions:
+        assert [r.step for r in storage.history(execution.id)] == ["S0", "S1", "S2"]
+        stored = SagaExecution.objects.using(database).get(pk=execution.id)
+        assert (stored.status, stored.updated_at) == ("COMPLETED", execution.updated_at)
+
+
+class Counting(DjangoSagaStorage):
+    """Notes how many writes share a transaction."""
+
+    def __init__(self, alias: str) -> None:
+        super().__init__(alias)
+        self.sizes: list[int] = []
+
+    def write_together(self, writes: Any) -> Any:
+        self.sizes.append(len(writes))
+        return super().write_together(writes)
+
+
+def test_who_waits_for_the_thread_is_not_waited_for_in_it(storage: SagaStorage) -> None:
+    """A sync handler holds the thread for which the others' writes wait, and drives a saga."""
+    calls = Calls()
+    inner = adhoc(storage, make_step("In", calls, is_async=True))
+
+    def nested(context: Log) -> None:
+        async_to_sync(inner.arun)(Log())
+
+    outer = adhoc(storage, make_step("Out", calls, act=nested), make_step("Next", calls))
+    other = adhoc(storage, *(make_step(f"S{n}", calls, is_async=True) for n in range(4)))
+
+    async def view() -> None:
+        both = (saga.arun(Log()) for saga in (outer, other) for _ in range(5))
+        await asyncio.wait_for(asyncio.gather(*both), 60)
+
+    asyncio.run(view())
+    assert calls.count("act In") == 5
+
+
+def test_a_turn_whose_task_is_cancelled_before_it_begins_is_taken_by_another() -> None:
+    """As a loop that shuts down cancels every task."""
+    storage = MemorySagaStorage()
+    state = machine.start((("A",),), "{}")
+
+    async def in_thread(function: Any) -> Any:
+        return function()
+
+    async def view() -> tuple[Any, Any]:
+        turn = Turn(storage, in_thread)
+        with turn:
+            assert turn_of(storage) is turn
+            came = turn.wait(Creation(id=uuid.uuid4(), saga="tests.async", state=state))
+        (task,) = asyncio.all_tasks() - {asyncio.current_task()}
+        task.cancel()
+        return await asyncio.wait_for(came, 60), turn_of(storage)
+
+    claim, turn = asyncio.run(view())
+    assert claim.token == 1
+    assert turn is None
 
 
 def test_sync_and_async_code_nest_without_deadlock(storage: SagaStorage, calls: Calls) -> None:

@@ -19,6 +19,7 @@ from django.contrib.auth.models import Group
 from django.db import Error as DatabaseError
 from django.db import IntegrityError, OperationalError, connections, transaction
 from django.test.utils import CaptureQueriesContext
+from msgspec.structs import replace
 
 from django_saga import (
     InsideTransaction,
@@ -47,7 +48,7 @@ from django_saga.machine import (
 )
 from django_saga.models import SagaExecution, new_id
 from django_saga.storage import DjangoSagaStorage, MemorySagaStorage, SagaStorage
-from django_saga.storage.base import Checkpoint, Claim
+from django_saga.storage.base import Checkpoint, Claim, Creation, Saved
 from django_saga.storage.sql import EXECUTIONS, RECORDS
 from tests.steps import Calls, Log, make_step, raises
 
@@ -1475,3 +1476,76 @@ def test_a_new_id_is_a_uuid_of_version_7_in_order_of_time(monkeypatch: pytest.Mo
         assert all(id.int >> 80 == milliseconds for id in ids[-2:])
     assert len({*ids}) == 6
     assert {(id.version, id.variant) for id in ids} == {(7, uuid.RFC_4122)}
+
+
+# write_together
+
+
+def next_checkpoint(claim: Claim) -> Checkpoint:
+    return checkpoint(claim, settled(claim.state, Outcome.DONE))
+
+
+def creation(**more: Any) -> Creation:
+    state = machine.start(PLAN, '{"a":1}')
+    fields: dict[str, Any] = {"id": uuid.uuid4(), "saga": "tests.contract", "state": state}
+    return Creation(**{**fields, "driver": "first", "lease": 60.0, **more})
+
+
+def test_what_is_written_together_comes_to_what_each_alone_would(storage: SagaStorage) -> None:
+    one, other, lost = leased(storage), leased(storage), leased(storage)
+    storage.acquire(lost.id, driver="second", lease=60.0, token=lost.token)
+    before = columns(storage, lost.id)
+    new, taken = creation(), creation(id=one.id)
+    saved, created, missing, none, last = storage.write_together(
+        [next_checkpoint(one), new, next_checkpoint(lost), taken, next_checkpoint(other)]
+    )
+    for came, claim in ((saved, one), (last, other)):
+        assert isinstance(came, Saved)
+        stored = row(storage, claim.id)
+        assert (stored.step, stored.updated_at) == ("P", came.at)
+        [record] = storage.history(claim.id)
+        assert record.pk == came.record_id
+    assert isinstance(created, Claim)
+    assert (created.id, created.token) == (new.id, 1)
+    assert row(storage, new.id).driver == "first"
+    assert none is None
+    assert isinstance(missing, LeaseLost)
+    assert columns(storage, lost.id) == before
+
+
+@pytest.mark.parametrize("step", ["\udc80", "x" * 101], ids=["no text", "too long"])
+def test_what_cannot_be_written_is_not_in_the_way_of_what_is_written_with_it(
+    database: DjangoSagaStorage, step: str
+) -> None:
+    one, other = leased(database), leased(database)
+    bad = next_checkpoint(one)
+    bad = replace(bad, after=replace(bad.after, step=step))
+    refused, saved, created = database.write_together([bad, next_checkpoint(other), creation()])
+    if database.alias == "sqlite" and len(step) > 100:  # it stores any length
+        assert isinstance(refused, Saved)
+    else:
+        assert isinstance(refused, (DatabaseError, UnicodeEncodeError))
+        assert row(database, one.id).step == "A"
+    assert isinstance(saved, Saved)
+    assert isinstance(created, Claim)
+    assert row(database, other.id).step == "P"
+
+
+def test_what_is_written_together_is_one_transaction(database: DjangoSagaStorage) -> None:
+    claims = [leased(database) for _ in range(3)]
+    connection = connections[database.alias]
+    with CaptureQueriesContext(connection) as captured:
+        database.write_together([next_checkpoint(claim) for claim in claims])
+    said = [query["sql"] for query in captured]
+    assert said.count("COMMIT") == 1
+    assert "COMMIT" in said[-1]
+
+
+def test_nothing_is_written_together_inside_a_callers_transaction(
+    database: DjangoSagaStorage,
+) -> None:
+    claims = [leased(database) for _ in range(2)]
+    with transaction.atomic(using=database.alias):
+        came = database.write_together([next_checkpoint(claim) for claim in claims])
+    assert all(isinstance(error, InsideTransaction) for error in came)
+    assert [row(database, claim.id).step for claim in claims] == ["A", "A"]

@@ -35,6 +35,19 @@ class Claim(Struct):
     execution: SagaExecution | None = None  # the row, where it was read or asked for
 
 
+class Creation(Struct, frozen=True, kw_only=True, gc=False):
+    """A new execution, as :meth:`SagaStorage.create` takes it."""
+
+    id: UUID
+    saga: str
+    state: State
+    driver: str = ""
+    lease: float | None = None  # seconds, as the others
+    wake: float | None = None
+    grace: float | None = None
+    retry_of: UUID | None = None
+
+
 class Checkpoint(Struct, frozen=True, kw_only=True, gc=False):
     """One transition, and what goes with it on the row; all times in seconds from now."""
 
@@ -58,6 +71,9 @@ class Saved(Struct, frozen=True, gc=False):
     record_id: int | None = None
     cancel_reason: str = ""  # an operator asked for it meanwhile
     paused: bool = False  # its saga is, or the step that comes next
+
+
+Written = Saved | Claim | None | Exception
 
 
 class SagaStorage(ABC):
@@ -113,6 +129,34 @@ class SagaStorage(ABC):
 
         ``inside``: within an open :meth:`atomic` block; else InsideTransaction is raised in one.
         """
+
+    def write(self, what: Checkpoint | Creation) -> Saved | Claim | None:
+        """As :meth:`checkpoint` or :meth:`create`."""
+        if isinstance(what, Checkpoint):
+            return self.checkpoint(what)
+        return self.create(
+            what.id,
+            what.saga,
+            what.state,
+            driver=what.driver,
+            lease=what.lease,
+            wake=what.wake,
+            grace=what.grace,
+            retry_of=what.retry_of,
+        )
+
+    def write_together(self, writes: Sequence[Checkpoint | Creation]) -> list[Written]:
+        """As :meth:`write` of each, in one transaction where that can be.
+
+        Returns what came of each: what it returned, or the error that it raised.
+        """
+        return [self._written(write) for write in writes]
+
+    def _written(self, what: Checkpoint | Creation) -> Written:
+        try:
+            return self.write(what)
+        except Exception as error:
+            return error
 
     @abstractmethod
     def renew(self, leases: Sequence[tuple[UUID, int]], *, lease: float) -> set[UUID]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import msgspec
 from django.db import (
+    DatabaseError,
     DataError,
     IntegrityError,
     InterfaceError,
@@ -20,6 +21,7 @@ from django.db import (
     router,
     transaction,
 )
+from django.db.transaction import Atomic
 
 from django_saga.exceptions import (
     InsideTransaction,
@@ -33,13 +35,12 @@ from django_saga.exceptions import (
 )
 from django_saga.machine import State
 from django_saga.models import SagaExecution, SagaStepRecord, changed_columns
-from django_saga.storage.base import Checkpoint, Claim, SagaStorage, Saved
+from django_saga.storage.base import Checkpoint, Claim, Creation, SagaStorage, Saved, Written
 from django_saga.storage.sql import ASKED, CAUSE, EXECUTIONS, STATEMENTS, Statements
 from django_saga.texts import storable, told, traced
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
-    from django.db.transaction import Atomic
 
     from django_saga.causes import Cause
 
@@ -77,42 +78,24 @@ class DjangoSagaStorage(SagaStorage):
         connection = self._connection
         if lease is not None:
             _refuse_transaction(connection)
-        params = (
-            _uuid(saga_id, connection),
-            saga,
-            _json(state.plan),
-            state.context,
-            retry_of and _uuid(retry_of, connection),
-            state.status.value,
-            state.step,
-            state.in_flight,
-            state.atomic,
-            state.context,
-            driver,
-            lease,
-            wake,
-            grace,
+        creation = Creation(
+            id=saga_id,
+            saga=saga,
+            state=state,
+            driver=driver,
+            lease=lease,
+            wake=wake,
+            grace=grace,
+            retry_of=retry_of,
         )
         with _translated(connection):
             try:
-                row = _fetch(connection, _sql(connection).create, params)
+                row = _fetch(connection, *_creation(connection, creation))
             except IntegrityError as error:
                 if error.args[0] != _DUPLICATE_KEY:
                     raise
                 row = None
-        if row is None:
-            return None
-        return Claim(
-            saga_id,
-            saga,
-            1,
-            state,
-            _utc(row[0]),
-            wait=wake or 0.0,
-            driver=driver,
-            retry_of=retry_of,
-            paused=bool(row[1]),
-        )
+        return _created(creation, row)
 
     def acquire(
         self,
@@ -166,18 +149,55 @@ class DjangoSagaStorage(SagaStorage):
         sql = _sql(connection)
         with _translated(connection):
             if sql.dialect.one_statement:
-                saved = _save_at_once(connection, sql, checkpoint)
+                saved = _saved(_fetch(connection, *_at_once(connection, checkpoint)))
             elif checkpoint.record is None and checkpoint.cause is None:
                 saved = _save(connection, sql, checkpoint)
             else:
                 with transaction.atomic(using=self.alias, savepoint=False):
                     saved = _save(connection, sql, checkpoint)
         if saved is None:
-            raise LeaseLost(
-                f"Saga execution {checkpoint.id} was taken over while step "
-                f"{checkpoint.before.step} was in {checkpoint.before.action}; nothing was written."
-            )
+            raise _taken_over(checkpoint)
         return saved
+
+    def write_together(self, writes: Sequence[Checkpoint | Creation]) -> list[Written]:
+        if len(writes) == 1:
+            return super().write_together(writes)
+        connection = self._connection
+        outcomes: list[Written] = []
+        try:
+            _refuse_transaction(connection)
+            with _translated(connection), _Together(self.alias, savepoint=True, durable=False):
+                outcomes = self._write_all(connection, writes)
+        except StorageUnavailable as error:
+            if outcomes:  # the commit's answer was lost: each must look what became of it
+                return [error] * len(writes)
+        except (SagaError, DatabaseError, ValueError):
+            if outcomes:
+                raise
+        # Where one could not be written, none was: it must not be in the way of the others.
+        return outcomes or super().write_together(writes)
+
+    def _write_all(
+        self, connection: BaseDatabaseWrapper, writes: Sequence[Checkpoint | Creation]
+    ) -> list[Written]:
+        if not _sql(connection).dialect.one_statement:
+            return [self._write_or_lost(write) for write in writes]
+        statements = [_statement(connection, write) for write in writes]
+        with ExitStack() as stack:
+            stack.enter_context(connection.wrap_database_errors)
+            if pipeline := getattr(connection.connection, "pipeline", None):  # not in psycopg 2
+                stack.enter_context(pipeline())
+            cursors = [stack.enter_context(connection.cursor()) for _ in writes]
+            for cursor, statement in zip(cursors, statements, strict=True):
+                cursor.execute(*statement)
+            rows = [cursor.fetchone() for cursor in cursors]
+        return [_came_of(write, row) for write, row in zip(writes, rows, strict=True)]
+
+    def _write_or_lost(self, write: Checkpoint | Creation) -> Written:
+        try:
+            return self.write(write)
+        except LeaseLost as lost:  # nothing was written, which is no reason to roll back
+            return lost
 
     def renew(self, leases: Sequence[tuple[UUID, int]], *, lease: float) -> set[UUID]:
         if not leases:
@@ -359,7 +379,10 @@ class DjangoSagaStorage(SagaStorage):
 def _refuse_transaction(connection: BaseDatabaseWrapper) -> None:
     if connection.in_atomic_block:
         # TestCase's own blocks stand for "no transaction", as they do for Django's durable.
-        inside = not all(map(_is_testcase_s, connection.atomic_blocks))
+        inside = not all(
+            _is_testcase_s(block) or isinstance(block, _Together)
+            for block in connection.atomic_blocks
+        )
     else:
         inside = connection.connection is not None and not connection.autocommit
     if inside:
@@ -369,6 +392,10 @@ def _refuse_transaction(connection: BaseDatabaseWrapper) -> None:
             "transaction and starts on commit; under ATOMIC_REQUESTS decorate the view with "
             "django.db.transaction.non_atomic_requests."
         )
+
+
+class _Together(Atomic):
+    """The transaction of several writes, each of which is as durable as one of its own."""
 
 
 def _is_testcase_s(block: Atomic) -> bool:
@@ -451,19 +478,75 @@ def _fetch(connection: BaseDatabaseWrapper, sql: str, params: Sequence[Any]) -> 
         return cursor.fetchone()
 
 
-def _save_at_once(
-    connection: BaseDatabaseWrapper, sql: Statements, checkpoint: Checkpoint
-) -> Saved | None:
+def _creation(connection: BaseDatabaseWrapper, creation: Creation) -> Statement:
+    state, retry_of = creation.state, creation.retry_of
+    return _sql(connection).create, (
+        _uuid(creation.id, connection),
+        creation.saga,
+        _json(state.plan),
+        state.context,
+        retry_of and _uuid(retry_of, connection),
+        state.status.value,
+        state.step,
+        state.in_flight,
+        state.atomic,
+        state.context,
+        creation.driver,
+        creation.lease,
+        creation.wake,
+        creation.grace,
+    )
+
+
+def _created(creation: Creation, row: Any) -> Claim | None:
+    if row is None:
+        return None
+    return Claim(
+        creation.id,
+        creation.saga,
+        1,
+        creation.state,
+        _utc(row[0]),
+        wait=creation.wake or 0.0,
+        driver=creation.driver,
+        retry_of=creation.retry_of,
+        paused=bool(row[1]),
+    )
+
+
+def _at_once(connection: BaseDatabaseWrapper, checkpoint: Checkpoint) -> Statement:
+    """All of a checkpoint in one statement."""
     kind, params = _update_of(checkpoint, connection)
     record, cause = checkpoint.record, checkpoint.cause
     about = None if record is None else _kind_of(checkpoint)
-    statement = sql.checkpoint(kind, about, cause is not None)
     if cause is not None:
         params += _cause_params(cause)
     if record is not None:
         params += _record_params(checkpoint)
-    row = _fetch(connection, statement, params)
+    return _sql(connection).checkpoint(kind, about, cause is not None), params
+
+
+def _saved(row: Any) -> Saved | None:
     return None if row is None else Saved(_utc(row[1]), row[0], row[2], row[3])
+
+
+def _statement(connection: BaseDatabaseWrapper, write: Checkpoint | Creation) -> Statement:
+    if isinstance(write, Creation):
+        return _creation(connection, write)
+    return _at_once(connection, write)
+
+
+def _came_of(write: Checkpoint | Creation, row: Any) -> Written:
+    if isinstance(write, Creation):
+        return _created(write, row)
+    return _saved(row) or _taken_over(write)
+
+
+def _taken_over(checkpoint: Checkpoint) -> LeaseLost:
+    return LeaseLost(
+        f"Saga execution {checkpoint.id} was taken over while step {checkpoint.before.step} was "
+        f"in {checkpoint.before.action}; nothing was written."
+    )
 
 
 def _save(connection: BaseDatabaseWrapper, sql: Statements, checkpoint: Checkpoint) -> Saved | None:
@@ -598,6 +681,8 @@ def _is_outdated(error: Exception) -> bool:
         or any(lack in str(code) for lack in _SQLITE_LACKS)
     )
 
+
+Statement = tuple[str, tuple[Any, ...]]  # and its parameters
 
 _TRIES = 5  # to acquire what is released again and again
 _SQLITE_LACKS = ("no such table", "no such column", "has no column named")

@@ -8,9 +8,10 @@ import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid5
 
 import rq
 from django.conf import settings
@@ -91,6 +92,8 @@ def drive(
             made.run(context, saga_id=UUID(saga_id))
         elif runner == "async":
             asyncio.run(_arun(made, context, UUID(saga_id)))
+        elif runner == "together":
+            asyncio.run(_arun_together(made, context, crowd_of(UUID(saga_id))))
         else:
             with rq_settings(queue):
                 made.enqueue(context, saga_id=UUID(saga_id))
@@ -104,6 +107,23 @@ def drive(
 
 async def _arun(saga: Any, context: Trial, saga_id: UUID) -> None:
     await saga.arun(context, saga_id=saga_id)
+
+
+async def _arun_together(saga: Any, context: Trial, ids: list[UUID]) -> None:
+    outcomes = await asyncio.gather(
+        *(saga.arun(replace(context), saga_id=id) for id in ids), return_exceptions=True
+    )
+    for outcome in outcomes:
+        # Nobody knows of an execution whether it was started: its caller is told, and recovery.
+        if isinstance(outcome, BaseException) and not isinstance(
+            outcome, (SagaFailed, StorageUnavailable)
+        ):
+            raise outcome
+
+
+def crowd_of(saga_id: UUID) -> list[UUID]:
+    """The ids of executions that are driven at once, from that of the first."""
+    return [saga_id, *(uuid5(saga_id, str(number)) for number in range(3))]
 
 
 def recover(saga_id: str, ledger: str, fault: list[Any] | None = None, without: str = "") -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 KINDS = ("request lost", "reply lost", "request late", "reply late")
-QUERY, SYNC, READY = b"Q", b"S", b"Z"
+QUERY, SYNC, FLUSH, READY = b"Q", b"S", b"H", b"Z"
 IN_TRANSACTION = b"T"
 
 
@@ -110,6 +110,9 @@ class _Session:
                     self.request.append(message)
                     if message[:1] in (QUERY, SYNC):
                         self.forward(b"".join(self.request))
+                        self.request = []
+                    elif message[:1] == FLUSH:  # of a pipeline, which commits nothing yet
+                        self.server.sendall(b"".join(self.request))
                         self.request = []
                     elif message[:1] == b"X":
                         raise Lost

@@ -49,6 +49,14 @@ def proxy(no_leftovers: None) -> Iterator[Proxy]:
         proxy.end()
 
 
+def database_behind(proxy: Proxy) -> str:
+    """The URL of the test database for who is to reach it through the proxy."""
+    server = connections["default"].settings_dict
+    login = f"{quote(server['USER'])}:{quote(server['PASSWORD'])}"
+    name, folder = quote(server["NAME"]), quote(str(proxy.folder))
+    return f"postgres://{login}@/{name}?host={folder}"
+
+
 class Line:
     """New executions, whose drivers speak to the database through the proxy."""
 
@@ -57,10 +65,7 @@ class Line:
     ) -> None:
         self._proxy, self._nurseries, self._ledger = proxy, nurseries, ledger
         self._commits = commits
-        server = connections["default"].settings_dict
-        login = f"{quote(server['USER'])}:{quote(server['PASSWORD'])}"
-        name, folder = quote(server["NAME"]), quote(str(proxy.folder))
-        self._url = f"postgres://{login}@/{name}?host={folder}"
+        self._url = database_behind(proxy)
 
     def wrongs(
         self, saga: str, runner: str, at: int, kind: str, rule: str = ""
