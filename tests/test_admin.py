@@ -6,6 +6,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterator
+from html import unescape
 from typing import Any
 from urllib.parse import quote
 
@@ -307,15 +308,14 @@ def test_newest_first_page_by_page_without_counting(
     with CaptureQueriesContext(connection) as queries:
         first = page(operator, BASE)
     said = [query["sql"] for query in queries if "django_saga_sagaexecution" in query["sql"]]
-    order = re.findall(r"/sagaexecution/([0-9a-f-]{36})/change/", first)
-    assert [uuid.UUID(id) for id in order] == made[:2]
-    assert shown(operator, "?p=2") == set(made[2:4])
-    assert shown(operator, "?p=3") == {made[4]}
-    assert 'rel="next"' in first
-    assert 'rel="prev"' not in first
-    last = page(operator, f"{BASE}?p=3")
-    assert 'rel="next"' not in last
-    assert 'rel="prev"' in last
+    assert listed(first) == made[:2]
+    assert not turn(first, "prev")
+    second = page(operator, BASE + turn(first, "next"))
+    assert listed(second) == made[2:4]
+    last = page(operator, BASE + turn(second, "next"))
+    assert listed(last) == made[4:]
+    assert not turn(last, "next")
+    assert listed(page(operator, BASE + turn(last, "prev"))) == made[2:4]
     assert 0 < len(said) <= 4
     for sql in said:
         assert "COUNT(" not in sql
@@ -324,11 +324,86 @@ def test_newest_first_page_by_page_without_counting(
         assert "LIMIT" in sql
 
 
-@pytest.mark.parametrize("number", ["0", "-1", "x", "9999999999999999999999", "1e9"])
-def test_a_page_that_is_not_there_leads_back(number: str, operator: Client) -> None:
-    failed_trip()
-    response = operator.get(f"{BASE}?p={number}", follow=True)
-    assert response.status_code == 200
+def listed(html: str) -> list[uuid.UUID]:
+    """The executions of a page, in its order."""
+    return [uuid.UUID(id) for id in re.findall(r"/sagaexecution/([0-9a-f-]{36})/change/", html)]
+
+
+def turn(html: str, rel: str) -> str:
+    """The query of the next page, or of the one before; empty where there is none."""
+    found = re.search(rf'<a href="([^"]*)" rel="{rel}">', html)
+    return unescape(found[1]) if found else ""
+
+
+def test_pages_neither_repeat_nor_leave_out_what_began_at_the_same_time(
+    operator: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There and back, with a filter, and with what comes and goes meanwhile."""
+    monkeypatch.setattr(MODEL_ADMIN, "list_per_page", 2)
+    made = [failed_trip() for _ in range(7)]
+    for execution in made[1:6]:
+        changed(execution, created_at=made[0].created_at)
+    html = page(operator, f"{BASE}?status=FAILED")
+    seen = listed(html)
+    late = failed_trip()
+    for _ in range(3):
+        html = page(operator, BASE + turn(html, "next"))
+        seen += listed(html)
+    assert not turn(html, "next")
+    assert len(seen) == 7
+    assert set(seen) == {execution.pk for execution in made}
+    back = listed(html)
+    for _ in range(3):
+        assert "status=FAILED" in turn(html, "prev")
+        html = page(operator, BASE + turn(html, "prev"))
+        back = listed(html) + back
+    assert back == seen
+    newest = page(operator, BASE + turn(html, "prev"))
+    assert listed(newest) == [late.pk, seen[0]]
+    assert not turn(newest, "prev")
+
+
+def test_a_page_of_which_nothing_is_left_leads_to_the_newest(
+    operator: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MODEL_ADMIN, "list_per_page", 1)
+    made = [failed_trip() for _ in range(2)]
+    last = turn(page(operator, BASE), "next")
+    newer = turn(page(operator, BASE + last), "prev")
+    SagaExecution.objects.filter(pk=made[0].pk).delete()
+    assert shown(operator, last) == {made[1].pk}
+    changed(made[1], settled_at=made[1].finished_at)
+    assert shown(operator, newer) == set()
+    assert "Nothing needs attention" in page(operator, BASE + newer)
+
+
+NOBODY = str(uuid.UUID(int=7))
+KEYS = [
+    *("", "x", "0", "-1", ",", ",,", "\0", "2026-11-26,", f",{NOBODY}", f"2026-11-26,{NOBODY}"),
+    *(f"{at},{NOBODY}" for at in ("infinity", "-infinity", "\0", "now", "9" * 5000, "NaN")),
+    *(f"{at}-01-01T00:00:00+00:00,{NOBODY}" for at in ("0001", "9999", "20000", "\u0662000")),
+    *(f"{at}{NOBODY}" for at in ("0001-01-01T00:00:00+14:00,", "9999-12-31T23:59:59-14:00,")),
+    *(f"2026-11-26T12:00:00{zone},{NOBODY}" for zone in ("", "+99:99", "+23:59:59.999999")),
+    *(f"2026-11-26T12:00:00+00:00,{id}" for id in ("", "x", "\0", "9" * 5000, f"{NOBODY},x")),
+]
+
+
+@pytest.mark.parametrize("way", ["before", "after"])
+@pytest.mark.parametrize("key", KEYS, ids=range(len(KEYS)))
+def test_a_key_that_is_none_leads_to_the_newest(way: str, key: str, operator: Client) -> None:
+    execution = failed_trip()
+    assert shown(operator, f"?{way}={quote(key)}") == {execution.pk}
+
+
+def test_what_is_done_to_all_that_match_is_done_on_every_page(
+    operator: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MODEL_ADMIN, "list_per_page", 1)
+    failed_trip(), failed_trip()
+    html = page(operator, BASE + turn(page(operator, BASE), "next"))
+    ways = re.findall(rf'href="({BASE}(?:retry|export)/[^"]*)"', html)
+    assert len(ways) == 2
+    assert not [way for way in ways if "before" in way]
 
 
 @pytest.mark.parametrize("query", ["?o=1", "?o=-3.2", "?all=", "?status=NONSENSE", "?saga=%00"])

@@ -173,7 +173,7 @@ def test_with_scripts_all_pages_are_selected_and_confirmed(operate: Opened) -> N
         expect_text(page, "#content", "52 start anew")
         page.get_by_role("link", name="No, take me back").click()
         expect_rows(page, 50)
-        page.click("a[rel=next]")
+        press_to(page, page.locator("a[rel=next]"))
         expect_rows(page, 2)
         page.check("#result_list tbody tr:first-child input")
         page.select_option("select[name=action]", "retry_selected")

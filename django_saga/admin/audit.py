@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.contrib import admin
 from django.db.models import Q, QuerySet
@@ -13,7 +13,8 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
-from django_saga.admin.changelist import by_filter, uuid_of
+from django_saga.admin.addresses import number_of, uuid_of
+from django_saga.admin.changelist import by_filter
 from django_saga.admin.formats import badge, name
 from django_saga.admin.keyed import KeyedChangeList
 from django_saga.models import SagaAuditEntry
@@ -74,6 +75,8 @@ class UserFilter(_RecentFilter):
 
 class AuditChangeList(KeyedChangeList):
     """Without what the user may not see."""
+
+    key: ClassVar[Any] = {"pk": number_of}
 
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)

@@ -17,7 +17,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from django_saga import batches
-from django_saga.admin.changelist import uuid_of
+from django_saga.admin.addresses import number_of, uuid_of
 from django_saga.admin.driving import drive_here
 from django_saga.admin.formats import badge
 from django_saga.admin.progress import ITEMS, fate, progress, with_results
@@ -213,13 +213,13 @@ def _items(
     Those of executions that the user may not see are left out.
     """
     rows = SagaBatchItem.objects.using(batch._state.db).filter(batch=batch)
-    state, after = request.GET.get("state", ""), request.GET.get("after", "")
+    state, after = request.GET.get("state", ""), number_of(request.GET.get("after", ""))
     if state in SagaBatchItem.State.values:
         rows = rows.filter(state=state)
     else:
         state = ""
-    if after.isdecimal() and len(after) < 19:
-        rows = rows.filter(pk__gt=int(after))
+    if after is not None:
+        rows = rows.filter(pk__gt=after)
     found = list(with_results(rows).order_by("pk")[: ITEMS + 1])
     ids = [item.execution_id for item in found[:ITEMS]]
     there = SagaExecution.objects.using(batch._state.db).filter(pk__in=ids)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
-from uuid import UUID
+from typing import Any, ClassVar
 
 from django.conf import settings
-from django.contrib.admin.views.main import PAGE_VAR, ChangeList
-from django.core.paginator import Paginator
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.utils.translation import gettext as _
 
+from django_saga.admin.addresses import moment_of, uuid_of
 from django_saga.admin.filters import StatusFilter
+from django_saga.admin.keyed import KeyedChangeList
 from django_saga.models import SagaExecution
 from django_saga.verdicts import DatabaseNow, paused
 
@@ -35,34 +33,6 @@ SHOWN = (
     "grace_until",
 )
 TIMES = [*(name for name in SHOWN if name.endswith(("_at", "_until"))), "settled_at"]
-LAST_PAGE = 1_000_000
-
-if TYPE_CHECKING:
-    _Paginator = Paginator[Any]
-else:
-    _Paginator = Paginator
-
-
-class OpenPaginator(_Paginator):
-    """Knows whether there is a next page, not how many: a full count reads the whole table."""
-
-    def __init__(self, objects: Any, per_page: int, *, page: int) -> None:
-        super().__init__(objects, per_page)
-        self._page = min(max(page, 1), LAST_PAGE)
-
-    @cached_property
-    def count(self) -> int:
-        bottom = (self._page - 1) * self.per_page
-        keys: Any = self.object_list.values_list("pk", flat=True)  # type: ignore[attr-defined]
-        return bottom + len(keys[bottom : bottom + self.per_page + 1])
-
-
-def page_of(request: HttpRequest) -> int:
-    """The page that is asked for, from 1 up."""
-    try:
-        return int(request.GET.get(PAGE_VAR, 1))
-    except ValueError:
-        return 1
 
 
 def by_filter(model_admin: Any, lookup: str) -> bool:
@@ -72,14 +42,6 @@ def by_filter(model_admin: Any, lookup: str) -> bool:
     """
     filters = {getattr(each, "parameter_name", each) for each in model_admin.list_filter}
     return lookup in filters or lookup.removesuffix("__exact") in filters
-
-
-def uuid_of(text: str) -> UUID | None:
-    """The id in a search, or None where it holds none."""
-    try:
-        return UUID(text.strip())
-    except ValueError:
-        return None
 
 
 def readable() -> Q:
@@ -93,10 +55,10 @@ def readable() -> Q:
     return whole
 
 
-class ExecutionChangeList(ChangeList):
+class ExecutionChangeList(KeyedChangeList):
     """One page of executions, with only the columns that it shows."""
 
-    result_list: Any
+    key: ClassVar[Any] = {"created_at": moment_of, "pk": uuid_of}
 
     def __init__(self, request: HttpRequest, *args: Any, **kwargs: Any) -> None:
         self.readable_only = getattr(request, "_saga_readable_only", False)
@@ -111,36 +73,13 @@ class ExecutionChangeList(ChangeList):
     @property
     def query_of_all(self) -> str:
         """The query of all executions, whatever their status."""
-        return self.get_query_string({StatusFilter.parameter_name: "all"}, remove=[PAGE_VAR])
+        return self.get_query_string({StatusFilter.parameter_name: "all"})
 
     def get_queryset(self, *args: Any, **kwargs: Any) -> QuerySet[SagaExecution]:
         queryset: QuerySet[SagaExecution] = super().get_queryset(*args, **kwargs)
         if self.readable_only:
             queryset = queryset.filter(readable())
         return queryset.only(*SHOWN).annotate(db_now=DatabaseNow(), is_paused=paused())
-
-    @property
-    def first(self) -> int:
-        """The number of the first row that is shown, from 1 up."""
-        return (self.page_num - 1) * self.list_per_page + 1
-
-    @property
-    def last(self) -> int:
-        """The number of the last row that is shown."""
-        return self.first + len(self.result_list) - 1
-
-    @property
-    def newer(self) -> str:
-        """The query of the page before this one; empty on the first."""
-        return self._page(self.page_num - 1) if self.page_num > 1 else ""
-
-    @property
-    def older(self) -> str:
-        """The query of the page after this one; empty on the last."""
-        return self._page(self.page_num + 1) if self.result_count > self.last else ""
-
-    def _page(self, number: int) -> str:
-        return self.get_query_string({PAGE_VAR: number})
 
     @property
     def note(self) -> str:

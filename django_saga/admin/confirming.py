@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from django import forms
-from django.conf import settings
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.options import IncorrectLookupParameters
@@ -19,14 +18,12 @@ from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
-from django.utils.dateparse import parse_datetime
 from django.utils.functional import lazy
-from django.utils.timezone import is_aware
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from django_saga import batches
-from django_saga.admin.changelist import uuid_of
+from django_saga.admin.addresses import moment_of, uuid_of
 from django_saga.admin.driving import drive_here
 from django_saga.admin.preview import CAP, preview
 from django_saga.backends import get_backend
@@ -138,7 +135,9 @@ class Confirming(_Admin):
             raise BadRequest("Which executions? Begin at the list.")
         if asks:
             return self._confirm(request, verb, executions, title, scope, ManyForm())
-        seen = _moment(request.POST.get("seen", ""))
+        seen = moment_of(request.POST.get("seen", ""))
+        if seen is None:
+            raise BadRequest("This takes a confirmation first.")
         form = ManyForm(request.POST)
         if form.is_valid():
             try:
@@ -265,15 +264,3 @@ def _left_alone(number: int) -> str:
         number,
     )
     return text % {"n": f"{CAP:,}+" if number > CAP else number}
-
-
-def _moment(text: str) -> datetime:
-    try:
-        moment = parse_datetime(text)
-    except ValueError:
-        moment = None
-    if moment is None or is_aware(moment) is not settings.USE_TZ:
-        raise BadRequest("This takes a confirmation first.")
-    if not 1 < moment.year < 9999:  # it may have no place in another time zone
-        raise BadRequest("This takes a confirmation of these days.")
-    return moment

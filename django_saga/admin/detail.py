@@ -12,6 +12,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from django_saga import registry
+from django_saga.admin.addresses import number_of
 from django_saga.admin.chain import chain_of
 from django_saga.admin.contexts import changes_of, contexts_of, sensitive_of
 from django_saga.admin.drawn import drawings
@@ -132,11 +133,9 @@ def _attempts(records: Records) -> Attempts:
 
 def _history(request: HttpRequest, records: Records) -> dict[str, Any]:
     """The newest records, or those before the one that is asked for; oldest on top."""
-    before = request.GET.get("before", "")
-    if before.isdecimal() and len(before) < 19:
-        records = records.filter(pk__lt=int(before))
-    else:
-        before = ""
+    before = number_of(request.GET.get("before", ""))
+    if before is not None:
+        records = records.filter(pk__lt=before)
     newest = list(records.order_by("-pk")[: RECORDS + 1])
     page = newest[:RECORDS][::-1]
     for record in page:
@@ -144,7 +143,7 @@ def _history(request: HttpRequest, records: Records) -> dict[str, Any]:
     return {
         "records": page,
         "earlier": page[0].pk if len(newest) > RECORDS else None,
-        "is_earlier": bool(before),
+        "is_earlier": before is not None,
     }
 
 

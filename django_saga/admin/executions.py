@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from django.contrib import admin, messages
-from django.contrib.admin.views.main import PAGE_VAR
 from django.core.exceptions import BadRequest, PermissionDenied, ValidationError
 from django.db import DataError
 from django.db.models import QuerySet
@@ -20,13 +19,8 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
 from django_saga.admin import detail, verbs
-from django_saga.admin.changelist import (
-    ExecutionChangeList,
-    OpenPaginator,
-    by_filter,
-    page_of,
-    uuid_of,
-)
+from django_saga.admin.addresses import uuid_of
+from django_saga.admin.changelist import ExecutionChangeList, by_filter
 from django_saga.admin.confirming import Confirming, action_of
 from django_saga.admin.exporting import Exporting
 from django_saga.admin.filters import (
@@ -38,6 +32,7 @@ from django_saga.admin.filters import (
 )
 from django_saga.admin.formats import badge, moment, name, span, status_badge
 from django_saga.admin.jobs import find_job, has_jobs
+from django_saga.admin.keyed import query_of_all_pages
 from django_saga.admin.views import outside_transactions
 from django_saga.exceptions import SagaError
 from django_saga.models import SagaExecution
@@ -97,11 +92,6 @@ class SagaExecutionAdmin(Exporting, Confirming, _Admin):
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> Any:
         return ExecutionChangeList
 
-    def get_paginator(
-        self, request: HttpRequest, queryset: Any, per_page: int, *args: Any, **kwargs: Any
-    ) -> OpenPaginator:
-        return OpenPaginator(queryset, per_page, page=page_of(request))
-
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[SagaExecution], search_term: str
     ) -> tuple[QuerySet[SagaExecution], bool]:
@@ -113,9 +103,7 @@ class SagaExecutionAdmin(Exporting, Confirming, _Admin):
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        query = request.GET.copy()
-        query.pop(PAGE_VAR, None)
-        ways = {"verbs": self.offered(request, query.urlencode())}
+        ways = {"verbs": self.offered(request, query_of_all_pages(request))}
         try:
             return super().changelist_view(request, {**(extra_context or {}), **ways})
         except ValidationError:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
 from django.contrib.admin.options import IncorrectLookupParameters
-from django.contrib.admin.views.main import PAGE_VAR
 from django.core.exceptions import BadRequest, PermissionDenied
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, StreamingHttpResponse
@@ -19,6 +18,7 @@ from django.utils.timezone import now
 from django.utils.translation import gettext as _
 
 from django_saga.admin.changelist import readable
+from django_saga.admin.keyed import beyond, query_of_all_pages
 from django_saga.counts import CAP
 from django_saga.documents import EXECUTION, context_of, document
 from django_saga.models import SagaExecution
@@ -48,9 +48,7 @@ class Exporting(_Admin):
     def get_changelist_instance(self, request: HttpRequest) -> Any:
         changelist: Any = super().get_changelist_instance(request)
         if self.may_export(request):
-            query = request.GET.copy()
-            query.pop(PAGE_VAR, None)
-            changelist.export_url = f"{self.url_of('export')}?{query.urlencode()}"
+            changelist.export_url = f"{self.url_of('export')}?{query_of_all_pages(request)}"
         return changelist
 
     def export_view(self, request: HttpRequest) -> Any:
@@ -127,15 +125,15 @@ def _documents(rows: Executions, contexts: bool) -> Iterator[dict[str, Any]]:
 
 def _by_key(rows: Executions) -> Iterator[SagaExecution]:
     """One query per chunk: a cursor would not outlive a pooler's transaction."""
-    left, beyond = MOST, Q()
+    left, rest = MOST, Q()
     while left > 0:
-        chunk = list(rows.filter(readable(), beyond)[: min(CHUNK, left)])
+        chunk = list(rows.filter(readable(), rest)[: min(CHUNK, left)])
         yield from chunk
         left -= len(chunk)
         if len(chunk) < CHUNK:
             return
         last = chunk[-1]
-        beyond = Q(created_at__lt=last.created_at) | Q(created_at=last.created_at, pk__lt=last.pk)
+        rest = beyond({"created_at": last.created_at, "pk": last.pk}, "lt")
 
 
 # How it is written
