@@ -405,3 +405,45 @@ def test_one_row_with_an_impossible_time_hides_no_others(moment: str, operator: 
     export = operator.post(f"{EXECUTIONS}export/?status=all", {"format": "json"})
     ids = [each["id"] for each in json.loads(export.getvalue())["executions"]]
     assert ids == [str(good.pk)]
+
+
+PLACES = [
+    *("sagaexecution.created_at", "sagaexecution.finished_at", "sagasteprecord.created_at"),
+    *("sagafailuregroup.first_seen", "sagafailuregroup.muted_until", "sagapause.created_at"),
+    *("sagabatch.created_at", "sagaauditentry.at"),
+]
+
+
+@pytest.mark.parametrize("moment", ["infinity", "-infinity", "20000-01-01"])
+@pytest.mark.parametrize("place", PLACES)
+def test_no_page_fails_of_a_row_with_an_impossible_time(
+    place: str, moment: str, operator: Client
+) -> None:
+    """It is left out, and the page says so where it had to read the time."""
+    good, spoilt = stuck_trip(), failed_trip()
+    operations.pause("tests.TripSaga")
+    of_group = f"sagafailuregroup/{spoilt.failure_group}/change/"
+    of_batch = f"sagabatch/{batch_of(good).pk}/change/"
+    ones = [f"sagaexecution/{each.pk}/change/" for each in (good, spoilt)]
+    pages = [
+        *("", "sagafailuregroup/", of_group, "sagaexecution/", "sagaexecution/retry/"),
+        *("sagapause/", "sagabatch/", of_batch, "sagaauditentry/", *ones),
+    ]
+    table, column = place.split(".")
+    which = f" WHERE id = '{spoilt.pk}'" if table == "sagaexecution" else ""
+    query = f"UPDATE django_saga_{table} SET {column} = %s{which}"
+    with connection.cursor() as cursor:
+        cursor.execute(query, [moment])
+    try:
+        found = {page: operator.get(BASE + page) for page in pages}
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute(query, ["2026-01-01"])  # what cannot be read cannot be deleted
+    gone = {"sagafailuregroup": of_group, "sagabatch": of_batch}.get(table)
+    codes = {page: response.status_code for page, response in found.items()}
+    assert codes == {page: 404 if page == gone else 200 for page in pages}
+    if place == "sagaexecution.created_at":
+        for page in ("", "sagafailuregroup/", "sagaexecution/"):
+            html = found[page].content.decode()
+            assert "Rows that cannot be read are left out" in html
+            assert str(good.pk if page == "sagaexecution/" else good.failure_group) in html

@@ -17,10 +17,10 @@ from django_saga.admin.addresses import number_of, uuid_of
 from django_saga.admin.changelist import by_filter
 from django_saga.admin.formats import badge, name
 from django_saga.admin.keyed import KeyedChangeList
+from django_saga.admin.rows import leaving_out, stored
 from django_saga.models import SagaAuditEntry
 from django_saga.operations import VERBS
 from django_saga.operations.viewing import PERMISSION as VIEW_CONTEXT
-from django_saga.storage import DjangoSagaStorage
 
 if TYPE_CHECKING:
     _Admin = admin.ModelAdmin[SagaAuditEntry]
@@ -119,7 +119,7 @@ class SagaAuditEntryAdmin(_Admin):
         return False
 
     def get_queryset(self, request: HttpRequest) -> Entries:
-        return super().get_queryset(request).using(DjangoSagaStorage().alias)
+        return stored(request, super().get_queryset(request))
 
     def get_object(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         entry = super().get_object(request, *args, **kwargs)
@@ -143,6 +143,7 @@ class SagaAuditEntryAdmin(_Admin):
             return queryset.filter(Q(execution_id=id) | Q(batch_id=id)), False
         return queryset.filter(user_name=term), False
 
+    @leaving_out
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:

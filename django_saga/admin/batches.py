@@ -21,13 +21,13 @@ from django_saga.admin.addresses import number_of, uuid_of
 from django_saga.admin.driving import drive_here
 from django_saga.admin.formats import badge
 from django_saga.admin.progress import ITEMS, fate, progress, with_results
+from django_saga.admin.rows import leaving_out, stored
 from django_saga.admin.sites import executions_of
 from django_saga.admin.views import outside_transactions
 from django_saga.exceptions import SagaError
 from django_saga.models import SagaBatch, SagaBatchItem, SagaExecution
 from django_saga.operations import VERBS
 from django_saga.operations.asking import reason_of
-from django_saga.storage import DjangoSagaStorage
 
 if TYPE_CHECKING:
     _Admin = admin.ModelAdmin[SagaBatch]
@@ -81,7 +81,7 @@ class SagaBatchAdmin(_Admin):
         return request.user.has_perm("django_saga.view_sagabatch")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[SagaBatch]:
-        rows = super().get_queryset(request).using(DjangoSagaStorage().alias)
+        rows = stored(request, super().get_queryset(request))
         return rows if self._sees_all(request) else rows.filter(user_id=str(request.user.pk))
 
     @admin.display(description=gettext_lazy("status"))
@@ -92,6 +92,13 @@ class SagaBatchAdmin(_Admin):
     def verb_shown(self, batch: SagaBatch) -> str:
         return _label(batch)
 
+    @leaving_out
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        return super().changelist_view(request, extra_context)
+
+    @leaving_out
     def change_view(
         self,
         request: HttpRequest,

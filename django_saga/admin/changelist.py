@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any, ClassVar
 
-from django.conf import settings
-from django.db.models import Q, QuerySet
+from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.translation import gettext as _
 
@@ -32,7 +30,6 @@ SHOWN = (
     "wake_at",
     "grace_until",
 )
-TIMES = [*(name for name in SHOWN if name.endswith(("_at", "_until"))), "settled_at"]
 
 
 def by_filter(model_admin: Any, lookup: str) -> bool:
@@ -44,24 +41,12 @@ def by_filter(model_admin: Any, lookup: str) -> bool:
     return lookup in filters or lookup.removesuffix("__exact") in filters
 
 
-def readable() -> Q:
-    """Of times that Python knows: PostgreSQL goes on to infinity, where a row was edited so."""
-    first, last = datetime(1, 1, 2), datetime(9999, 12, 30)
-    if settings.USE_TZ:
-        first, last = first.replace(tzinfo=UTC), last.replace(tzinfo=UTC)
-    whole = Q()
-    for name in TIMES:
-        whole &= Q(**{f"{name}__isnull": True}) | Q(**{f"{name}__range": (first, last)})
-    return whole
-
-
 class ExecutionChangeList(KeyedChangeList):
     """One page of executions, with only the columns that it shows."""
 
     key: ClassVar[Any] = {"created_at": moment_of, "pk": uuid_of}
 
     def __init__(self, request: HttpRequest, *args: Any, **kwargs: Any) -> None:
-        self.readable_only = getattr(request, "_saga_readable_only", False)
         super().__init__(request, *args, **kwargs)
         self.title = _("Saga executions")
 
@@ -77,8 +62,6 @@ class ExecutionChangeList(KeyedChangeList):
 
     def get_queryset(self, *args: Any, **kwargs: Any) -> QuerySet[SagaExecution]:
         queryset: QuerySet[SagaExecution] = super().get_queryset(*args, **kwargs)
-        if self.readable_only:
-            queryset = queryset.filter(readable())
         return queryset.only(*SHOWN).annotate(db_now=DatabaseNow(), is_paused=paused())
 
     @property

@@ -26,6 +26,7 @@ from django_saga import batches
 from django_saga.admin.addresses import moment_of, uuid_of
 from django_saga.admin.driving import drive_here
 from django_saga.admin.preview import CAP, preview
+from django_saga.admin.rows import leaving_out
 from django_saga.backends import get_backend
 from django_saga.exceptions import SagaError
 from django_saga.models import SagaBatch, SagaExecution
@@ -126,15 +127,15 @@ class Confirming(_Admin):
         asks = request.method in ("GET", "HEAD")
         if not self.may(request, verb):
             _refuse(request, verb, looks=asks)
-        scope = MATCHING if asks else request.POST.get("scope", "")
+        if asks:
+            return self._ask(request, verb)
+        scope = request.POST.get("scope", "")
         if scope == SELECTED:
             executions, title = self._selected(request)
         elif scope == MATCHING:
             executions, title = self._matching(request)
         else:
             raise BadRequest("Which executions? Begin at the list.")
-        if asks:
-            return self._confirm(request, verb, executions, title, scope, ManyForm())
         seen = moment_of(request.POST.get("seen", ""))
         if seen is None:
             raise BadRequest("This takes a confirmation first.")
@@ -145,6 +146,11 @@ class Confirming(_Admin):
             except SagaError as error:
                 form.add_error(None, str(error))
         return self._confirm(request, verb, executions, title, scope, form)
+
+    @leaving_out
+    def _ask(self, request: HttpRequest, verb: Verb) -> HttpResponse:
+        executions, title = self._matching(request)
+        return self._confirm(request, verb, executions, title, MATCHING, ManyForm())
 
     def _selected(self, request: HttpRequest) -> tuple[Executions, str]:
         ids = list(filter(None, map(uuid_of, request.POST.getlist(ACTION_CHECKBOX_NAME))))

@@ -20,6 +20,7 @@ from django_saga.admin.effects import Attempts, Tries, effects_of
 from django_saga.admin.errors import errors_of
 from django_saga.admin.formats import JSON_LIMIT, span, status_badge
 from django_saga.admin.links import links_of
+from django_saga.admin.rows import stored
 from django_saga.exceptions import UnknownSaga
 from django_saga.masking import mask_json
 from django_saga.models import SagaAuditEntry, SagaExecution, SagaStepRecord
@@ -59,9 +60,8 @@ def context_of(
     ``rows`` are the executions that the user may see.
     """
     now: datetime = execution.db_now  # type: ignore[attr-defined]
-    alias = execution._state.db
     chain = chain_of(execution, rows)
-    records = SagaStepRecord.objects.using(alias).filter(execution=execution)
+    records = stored(request, SagaStepRecord.objects.filter(execution=execution))
     traced = request.user.has_perm(VIEW_TRACEBACK)
     attempts = _attempts(records)
     tries = {key: (one.number, one.seconds) for key, one in attempts.items()}

@@ -33,11 +33,11 @@ from django_saga.admin.filters import (
 from django_saga.admin.formats import badge, moment, name, span, status_badge
 from django_saga.admin.jobs import find_job, has_jobs
 from django_saga.admin.keyed import query_of_all_pages
+from django_saga.admin.rows import leaving_out, stored
 from django_saga.admin.views import outside_transactions
 from django_saga.exceptions import SagaError
 from django_saga.models import SagaExecution
 from django_saga.operations import BULK, VERBS, view_context
-from django_saga.storage import DjangoSagaStorage
 from django_saga.texts import told
 from django_saga.verdicts import DatabaseNow
 
@@ -83,8 +83,7 @@ class SagaExecutionAdmin(Exporting, Confirming, _Admin):
     # The list
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[SagaExecution]:
-        # Where executions are driven: what a replica tells may be over already.
-        return super().get_queryset(request).using(DjangoSagaStorage().alias)
+        return stored(request, super().get_queryset(request))
 
     def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest) -> bool:
         return by_filter(self, lookup)
@@ -100,6 +99,7 @@ class SagaExecutionAdmin(Exporting, Confirming, _Admin):
         saga_id = uuid_of(search_term)
         return (queryset.filter(pk=saga_id) if saga_id else queryset.none()), False
 
+    @leaving_out
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
@@ -108,13 +108,6 @@ class SagaExecutionAdmin(Exporting, Confirming, _Admin):
             return super().changelist_view(request, {**(extra_context or {}), **ways})
         except ValidationError:
             raise BadRequest("What is selected is no id of an execution.") from None
-        except DataError as error:  # one row that was edited hides no others
-            if hasattr(request, "_saga_readable_only"):
-                raise
-            request._saga_readable_only = True  # type: ignore[attr-defined]
-            text = _("Rows that cannot be read are left out, were they edited? %(error)s")
-            self.message_user(request, text % {"error": told(error)}, messages.ERROR)
-            return self.changelist_view(request, extra_context)
 
     @admin.display(description=_("status"))
     def status_shown(self, execution: SagaExecution) -> SafeString:
@@ -153,6 +146,7 @@ class SagaExecutionAdmin(Exporting, Confirming, _Admin):
 
     # One
 
+    @leaving_out
     def change_view(
         self,
         request: HttpRequest,

@@ -17,8 +17,8 @@ from django.template.response import TemplateResponse
 from django.utils.timezone import now
 from django.utils.translation import gettext as _
 
-from django_saga.admin.changelist import readable
 from django_saga.admin.keyed import beyond, query_of_all_pages
+from django_saga.admin.rows import readable
 from django_saga.counts import CAP
 from django_saga.documents import EXECUTION, context_of, document
 from django_saga.models import SagaExecution
@@ -127,7 +127,7 @@ def _by_key(rows: Executions) -> Iterator[SagaExecution]:
     """One query per chunk: a cursor would not outlive a pooler's transaction."""
     left, rest = MOST, Q()
     while left > 0:
-        chunk = list(rows.filter(readable(), rest)[: min(CHUNK, left)])
+        chunk = list(rows.filter(readable(SagaExecution), rest)[: min(CHUNK, left)])
         yield from chunk
         left -= len(chunk)
         if len(chunk) < CHUNK:

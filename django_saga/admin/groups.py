@@ -20,11 +20,11 @@ from django_saga import groups, operations
 from django_saga.admin import sites
 from django_saga.admin.drawings import sparkline
 from django_saga.admin.formats import moment, name, span, status_badge
+from django_saga.admin.rows import leaving_out, stored
 from django_saga.counts import CAP
 from django_saga.exceptions import SagaError
 from django_saga.models import SagaExecution, SagaFailureGroup, SagaStepRecord
 from django_saga.operations.noting import MUTE_LIMIT, NOTE_LIMIT
-from django_saga.storage import DjangoSagaStorage
 from django_saga.verdicts import DatabaseNow, unsettled
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ class SagaFailureGroupAdmin(_Admin):
         return False
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[SagaFailureGroup]:
-        return super().get_queryset(request).using(DjangoSagaStorage().alias)
+        return stored(request, super().get_queryset(request))
 
     def executions(self, request: HttpRequest) -> QuerySet[SagaExecution]:
         """Those that may be counted for this user."""
@@ -193,6 +193,7 @@ class SagaFailureGroupAdmin(_Admin):
 
     # The list
 
+    @leaving_out
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
@@ -222,6 +223,7 @@ class SagaFailureGroupAdmin(_Admin):
 
     # One
 
+    @leaving_out
     def change_view(
         self,
         request: HttpRequest,
@@ -300,7 +302,7 @@ class SagaFailureGroupAdmin(_Admin):
         """The failed attempt of the latest execution, with its traceback."""
         if not latest or not request.user.has_perm("django_saga.view_traceback_sagaexecution"):
             return None
-        records = SagaStepRecord.objects.using(latest[0]._state.db).filter(execution=latest[0])
+        records = stored(request, SagaStepRecord.objects.filter(execution=latest[0]))
         here = records.filter(step=group.step, action=group.action)
         return here.exclude(outcome=SagaStepRecord.Outcome.DONE).order_by("-pk").first()
 

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from django.contrib.admin.sites import AdminSite, all_sites
+from django.db import DataError
 from django.db.models import Case, CharField, IntegerField, Q, QuerySet, Value, When
 from django.http import HttpRequest
 from django.utils.safestring import SafeString
@@ -20,6 +21,7 @@ from django_saga.admin.drawings import sparkline
 from django_saga.admin.formats import badge, moment, name, span
 from django_saga.admin.groups import Shown, show
 from django_saga.admin.jobs import queue_facts
+from django_saga.admin.rows import leave_out, stored
 from django_saga.admin.tempo import tempo
 from django_saga.alerts import tell_late
 from django_saga.counts import CAP, HOURS, by_hour, hours_ago, tally, utc_now
@@ -41,7 +43,16 @@ def overview_of(request: HttpRequest) -> dict[str, Any] | None:
     site = next((s for s in all_sites if s.name == getattr(request, "current_app", None)), None)
     if site is None or not sites.may_see(site, request):
         return None
+    try:
+        return _overview(site, request)
+    except DataError as error:
+        unreadable = leave_out(request, error)
+        return {"unreadable": unreadable, **_overview(site, request)}
+
+
+def _overview(site: AdminSite, request: HttpRequest) -> dict[str, Any]:
     executions, now = sites.executions_of(site, request), utc_now()
+    paused = stored(request, SagaPause.objects.all())
     numbers = Numbers.of(executions, now)
     to = _Links(site)
     recovery = lateness()
@@ -54,7 +65,7 @@ def overview_of(request: HttpRequest) -> dict[str, Any] | None:
         "groups_url": to.groups if sites.may_see(site, request, SagaFailureGroup) else "",
         "statuses": _statuses(numbers, to),
         "oldest": _oldest(site, executions, now),
-        "pauses": list(SagaPause.objects.using(executions.db)[: PAUSES + 1]),
+        "pauses": list(paused[: PAUSES + 1]),
         "pauses_url": sites.address(site, "sagapause"),
         "batches": numbers.batches,
         "batches_url": sites.address(site, "sagabatch"),

@@ -21,13 +21,13 @@ from django.utils.translation import gettext_lazy
 
 from django_saga import registry
 from django_saga.admin.formats import name
+from django_saga.admin.rows import leaving_out, stored
 from django_saga.admin.views import outside_transactions
 from django_saga.exceptions import SagaError
 from django_saga.masking import mask_text
 from django_saga.models import SagaPause
 from django_saga.operations import pause, resume
 from django_saga.operations.pausing import PERMISSION
-from django_saga.storage import DjangoSagaStorage
 from django_saga.texts import told
 
 if TYPE_CHECKING:
@@ -115,12 +115,13 @@ class SagaPauseAdmin(_Admin):
     # The list
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[SagaPause]:
-        return super().get_queryset(request).using(DjangoSagaStorage().alias)
+        return stored(request, super().get_queryset(request))
 
     def get_list_display(self, request: HttpRequest) -> Any:
         shown = self.list_display
         return shown if self.has_pause_permission(request) else shown[:-1]
 
+    @leaving_out
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:

@@ -10,9 +10,9 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.urls import NoReverseMatch, reverse
 
+from django_saga.admin.rows import stored
 from django_saga.models import SagaExecution
 from django_saga.operations import BULK, Verb
-from django_saga.storage import DjangoSagaStorage
 
 EXECUTIONS = "sagaexecution"
 
@@ -32,7 +32,7 @@ def executions_of(site: AdminSite, request: HttpRequest) -> QuerySet[SagaExecuti
     try:
         return site.get_model_admin(SagaExecution).get_queryset(request)
     except NotRegistered:
-        return SagaExecution.objects.using(DjangoSagaStorage().alias)
+        return stored(request, SagaExecution.objects.all())
 
 
 def may_see(site: AdminSite, request: HttpRequest, model: Any = SagaExecution) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 
 from django_saga.admin.formats import span
 from django_saga.models import SagaExecution, SagaStepRecord
@@ -57,12 +57,13 @@ def tempo(
     rows = SagaStepRecord.objects.using(executions.db)
     if executions.query.where:  # an admin that shows some executions only
         rows = rows.filter(execution__in=executions)
-    columns = ("execution__saga", "step", "action", "outcome", "duration", "created_at")
-    newest = rows.order_by("-pk").values_list(*columns)[:SAMPLE]
+    columns = ("execution__saga", "step", "action", "outcome", "duration", "recent")
+    recent = rows.annotate(recent=Q(created_at__gte=now - DAY))
+    newest = recent.order_by("-pk").values_list(*columns)[:SAMPLE]
     steps: dict[tuple[str, str, str], Step] = {}
     looked_at = 0
-    for saga, step, action, outcome, duration, at in newest:
-        if at < now - DAY:
+    for saga, step, action, outcome, duration, is_recent in newest:
+        if not is_recent:
             continue
         looked_at += 1
         found = steps.setdefault((saga, step, action), Step(saga, step, action, link(saga, step)))
