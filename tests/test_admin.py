@@ -677,7 +677,7 @@ def test_the_page_leads_to_the_job_while_redis_holds_one(
     assert operator.get(one(execution, "job")).status_code == 404
     settings.DJANGO_SAGA = {"BACKEND": "rq", "QUEUE": "sagas"}
     assert one(execution, "job") in page(operator, one(execution))
-    assert "RQ holds no job" in told_by(operator, one(execution, "job"))
+    assert "No job of this execution was found" in told_by(operator, one(execution, "job"))
     messages = act(operator, one(execution, "recover"))
     assert messages == ["Recover now: done. It is pending now."]
     response = operator.get(one(execution, "job"))

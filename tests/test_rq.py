@@ -28,6 +28,7 @@ from rq.job import Job
 from rq.registry import FailedJobRegistry, ScheduledJobRegistry
 from rq.serializers import JSONSerializer
 
+from django_saga.admin import jobs as jobs_page
 from django_saga.backends import _backend, get_backend
 from django_saga.exceptions import InvalidSettings, SagaError
 from django_saga.models import SagaExecution, SagaStepRecord
@@ -224,6 +225,21 @@ def test_the_job_of_a_saga_that_failed_has_done_its_work(
     assert execution.error_message == "no seats"
     assert calls(journey) == [*ALL_BOOKED, "compensate BookHotel", "compensate BookFlight"]
     assert failed_jobs(queue) == set()
+
+
+def test_the_job_of_an_execution_is_looked_for_among_so_many(
+    queue: Queue, journey: Journey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are next; of the failed, the latest."""
+    monkeypatch.setattr(jobs_page, "LOOKED_AT", 2)
+    ids = [Travel().enqueue(journey).id for _ in range(3)]
+    found = [jobs_page.find_job(id) for id in ids]
+    assert [str(id) in page for id, page in zip(ids, found, strict=True)] == [True, True, False]
+    for number, job in enumerate(jobs(queue)):
+        queue.remove(job)
+        queue.failed_job_registry.add(job, ttl=1_000 + number)
+    found = [jobs_page.find_job(id) for id in ids]
+    assert [str(id) in page for id, page in zip(ids, found, strict=True)] == [False, True, True]
 
 
 def test_a_job_carries_the_path_of_the_entry_point_and_one_id_as_json(

@@ -218,7 +218,11 @@ class SagaExecutionAdmin(Exporting, Confirming, _Admin):
             raise Http404("There is no such execution.")
         try:
             page = find_job(saga_id)
-            why = str(_("RQ holds no job of this execution: ended ones leave Redis soon."))
+            none = _(
+                "No job of this execution was found: ended ones leave Redis soon, and of many "
+                "jobs not all are looked at."
+            )
+            why = str(none)
         except Exception as error:  # whatever Redis, or the way to it, raises
             page, why = "", str(_("Redis does not answer: %(error)s") % {"error": told(error)})
         if not page:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from itertools import chain
 from uuid import UUID
 
 from django.apps import apps
@@ -16,6 +17,7 @@ from django_saga.texts import told
 logger = logging.getLogger("django_saga.admin")
 
 PATIENCE = 2.0  # seconds that a page waits for Redis
+LOOKED_AT = 10_000  # ids of each list of jobs; the rest may be a million
 
 
 @dataclass
@@ -61,7 +63,10 @@ def has_jobs() -> bool:
 
 
 def find_job(saga_id: UUID) -> str:
-    """The page of this execution's job in django-rq's dashboard; empty where Redis holds none."""
+    """The page of this execution's job in django-rq's dashboard; empty where none was found.
+
+    Of the jobs that wait those are looked at that are next, of all others the latest.
+    """
     from django_rq.queues import get_queue
 
     from django_saga.rq import _connection
@@ -73,10 +78,12 @@ def find_job(saga_id: UUID) -> str:
         queue.failed_job_registry,
         queue.finished_job_registry,
     )
-    waiting = queue.get_job_ids()
-    held = [id for registry in registries for id in registry.get_job_ids(cleanup=False)]
-    mine = f"saga-{saga_id}-"
-    return next((_job_page(id) for id in [*waiting, *held] if id.startswith(mine)), "")
+    waiting = queue.get_job_ids(0, LOOKED_AT)
+    held = (
+        registry.get_job_ids(0, LOOKED_AT - 1, desc=True, cleanup=False) for registry in registries
+    )
+    mine = f"saga-{saga_id}-"  # what follows is random: no key can be asked for
+    return next((_job_page(id) for id in chain(waiting, *held) if id.startswith(mine)), "")
 
 
 def _job_page(job_id: str) -> str:
