@@ -6,7 +6,8 @@ import io
 import json
 import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -447,3 +448,57 @@ def test_no_page_fails_of_a_row_with_an_impossible_time(
             html = found[page].content.decode()
             assert "Rows that cannot be read are left out" in html
             assert str(good.pk if page == "sagaexecution/" else good.failure_group) in html
+
+
+# Text that no database holds
+
+BAD = {"a NUL": "\0", "a lone surrogate": "\ud800"}
+DOINGS: dict[str, Callable[[SagaExecution, str], object]] = {
+    "note": lambda e, bad: operations.note(e.failure_group, bad),
+    "note, of no group": lambda e, bad: operations.note(bad, "x"),
+    "mute, of no group": lambda e, bad: operations.mute(bad, 1),
+    "pause": lambda e, bad: operations.pause(e.saga, reason=bad),
+    "pause, of no saga": lambda e, bad: operations.pause(bad),
+    "pause, of no step": lambda e, bad: operations.pause(e.saga, bad),
+    "pause, by nobody": lambda e, bad: operations.pause(e.saga, user_name=bad, source=bad),
+    "resume, of no saga": lambda e, bad: operations.resume(bad),
+    "resume, of no step": lambda e, bad: operations.resume(e.saga, bad),
+    "retry": lambda e, bad: operations.retry(e.pk, reason=bad, user_name=bad, source=bad),
+    "retry, of no id": lambda e, bad: operations.retry(bad),
+    "retry, in no status": lambda e, bad: operations.retry(e.pk, status=bad),
+    "mark_done": lambda e, bad: operations.mark_done(e.pk, bad, reason="x"),
+    "edit_context": lambda e, bad: operations.edit_context(e.pk, f'"{bad}"', reason="x"),
+    "edit_context, of a name": lambda e, bad: operations.edit_context(
+        e.pk, json.dumps({"traveller": bad}), reason="x"
+    ),
+    "resolve": lambda e, bad: operations.resolve(e.pk, [bad], reason=bad),
+    "abandon": lambda e, bad: operations.abandon(e.pk, str(e.pk), reason=bad, user_name=bad),
+    "cancel": lambda e, bad: operations.cancel(e.pk, reason=bad, user_name=bad),
+    "skip": lambda e, bad: operations.skip(e.pk, reason=bad, user_name=bad),
+    "view_context": lambda e, bad: operations.view_context(e.pk, user_name=bad, source=bad),
+    "batch": lambda e, bad: batches.create(
+        RETRY, SagaExecution.objects.all(), user=None, reason=bad, title=bad, source=bad
+    ),
+    "batch, stopped": lambda e, bad: batches.stop(
+        batch_of(e), reason=bad, user_name=bad, source=bad
+    ),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("doing", DOINGS)
+def test_no_doing_fails_of_text_that_no_database_holds(
+    doing: str, bad: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is stored as it can be, or refused; and either is audited."""
+    monkeypatch.setattr(TripSaga, "context_editable", True)
+    for number, execution in enumerate([stuck_trip(), pending_trip()]):
+        with suppress(SagaError):
+            DOINGS[doing](execution, f"x{BAD[bad]}y")
+        assert SagaAuditEntry.objects.count() > number
+
+
+def test_a_note_is_stored_as_the_database_can() -> None:
+    group = operations.note(failed_trip().failure_group, "call\0 the bank")
+    group.refresh_from_db()
+    assert group.note == "call\\x00 the bank"

@@ -8,7 +8,7 @@ from django_saga.batches.creating import ring_on_commit
 from django_saga.exceptions import SagaError
 from django_saga.models import SagaBatch
 from django_saga.operations import VERBS, Asked
-from django_saga.operations.asking import audited, name_of, reason_of
+from django_saga.operations.asking import audited, reason_of, who
 from django_saga.verdicts import DatabaseNow
 
 Status = SagaBatch.Status
@@ -76,5 +76,4 @@ def _why_not(batch: SagaBatch | None) -> str:
 
 
 def _by(asked: Asked) -> str:
-    who = name_of(asked.get("user")) or asked.get("source", "code")
-    return f"{who}: {reason_of(asked)}".removesuffix(": ")[:500]
+    return f"{who(asked)}: {reason_of(asked)}".removesuffix(": ")[:500]

@@ -60,6 +60,7 @@ def audited(
         permit(asked.get("user"), permission)
         with transaction.atomic(using=storage.alias):
             yield entry, storage
+            entry.detail = storable(entry.detail)
             entry.save(using=storage.alias)
     except (PermissionDenied, SagaError) as error:
         found = {"saga": entry.saga, "step": entry.step, "execution_id": entry.execution_id}
@@ -105,12 +106,16 @@ def name_of(user: Operator | None) -> str:
 
 def who(asked: Asked) -> str:
     """Who asks, by name; else where it was asked."""
-    return _name(asked) or asked.get("source", "code")
+    return _name(asked) or _source(asked)
 
 
 def _name(asked: Asked) -> str:
     user = asked.get("user")
-    return name_of(user) if user is not None else asked.get("user_name", "")
+    return storable(name_of(user) if user is not None else asked.get("user_name", ""))
+
+
+def _source(asked: Asked) -> str:
+    return storable(asked.get("source", "code"))
 
 
 def _hook() -> Callable[[Operator, str, SagaExecution], bool] | None:
@@ -132,7 +137,7 @@ def _entry(verb: str, asked: Asked, about: dict[str, Any]) -> SagaAuditEntry:
         verb=verb,
         user_id=str(getattr(user, "pk", None) or "")[:64],
         user_name=_name(asked)[:255],
-        source=asked.get("source", "code")[:20],
+        source=_source(asked)[:20],
         result=SagaAuditEntry.Result.DONE,
         batch_id=asked.get("batch_id"),
         reason=reason_of(asked),

@@ -10,6 +10,7 @@ from django_saga.masking import mask_text
 from django_saga.models import SagaFailureGroup
 from django_saga.operations.asking import Asked, audited
 from django_saga.storage import DjangoSagaStorage
+from django_saga.texts import storable
 from django_saga.verdicts import DatabaseNow
 
 PERMISSION = "django_saga.change_sagafailuregroup"
@@ -28,7 +29,7 @@ def note(group_id: str, text: str, **asked: Unpack[Asked]) -> SagaFailureGroup:
         entry.saga, entry.step = group.saga, group.step
         if len(text) > NOTE_LIMIT:
             raise SagaError(f"A note has up to {NOTE_LIMIT} characters.")
-        group.note = mask_text(text)
+        group.note = storable(mask_text(text))
         group.save(using=storage.alias, update_fields=["note"])
         entry.detail = f"Group {group.pk}: {group.note or 'no note'}"
     return group
@@ -56,7 +57,7 @@ def mute(group_id: str, hours: float, **asked: Unpack[Asked]) -> SagaFailureGrou
 
 def _group(group_id: str, storage: DjangoSagaStorage) -> SagaFailureGroup:
     rows = SagaFailureGroup.objects.using(storage.alias)
-    group = rows.annotate(now=DatabaseNow()).filter(pk=group_id).first()
+    group = rows.annotate(now=DatabaseNow()).filter(pk=storable(group_id)).first()
     if group is None:
         raise SagaError(f"There is no failure group {group_id}.")
     return group

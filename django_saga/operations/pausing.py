@@ -8,6 +8,7 @@ from django_saga import registry
 from django_saga.exceptions import SagaError, UnknownSaga
 from django_saga.models import SagaExecution, SagaPause
 from django_saga.operations.asking import Asked, audited, reason_of, who
+from django_saga.texts import storable
 
 PERMISSION = "django_saga.pause_sagaexecution"
 
@@ -19,6 +20,7 @@ def pause(saga: str, step: str = "", **asked: Unpack[Asked]) -> SagaPause:
     PermissionDenied where a given user lacks ``pause_sagaexecution``, SagaError for a saga or a
     step that there is not, and for what is paused already.
     """
+    saga, step = storable(saga), storable(step)
     with audited("pause", PERMISSION, asked, saga=saga, step=step) as (_, storage):
         _refuse_unknown(saga, step, storage.alias)
         rows = SagaPause.objects.using(storage.alias)
@@ -35,6 +37,7 @@ def resume(saga: str, step: str = "", **asked: Unpack[Asked]) -> None:
 
     Raises PermissionDenied as :func:`pause` does, and SagaError where there is none.
     """
+    saga, step = storable(saga), storable(step)
     with audited("resume", PERMISSION, asked, saga=saga, step=step) as (_, storage):
         pauses = SagaPause.objects.using(storage.alias).filter(saga=saga, step=step)
         if not pauses.delete()[0]:
@@ -46,7 +49,7 @@ def _refuse_unknown(saga: str, step: str, alias: str) -> None:
         steps = set(registry.find_saga(saga).definition.steps)
     except UnknownSaga:
         rows = SagaExecution.objects.using(alias)
-        if "\x00" in saga or not rows.filter(saga=saga).exists():
+        if not rows.filter(saga=saga).exists():
             raise SagaError(f"No saga is named {saga!r}.") from None
         return  # the code has lost it; its executions are still there
     if step and step not in steps:
