@@ -421,7 +421,7 @@ def test_no_page_fails_of_a_row_with_an_impossible_time(
     place: str, moment: str, operator: Client
 ) -> None:
     """It is left out, and the page says so where it had to read the time."""
-    good, spoilt = stuck_trip(), failed_trip()
+    good, _, spoilt = stuck_trip(), failed_trip(), failed_trip()
     operations.pause("tests.TripSaga")
     of_group = f"sagafailuregroup/{spoilt.failure_group}/change/"
     of_batch = f"sagabatch/{batch_of(good).pk}/change/"

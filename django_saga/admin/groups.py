@@ -238,14 +238,15 @@ class SagaFailureGroupAdmin(_Admin):
         if "\0" not in object_id:
             rows = self.get_queryset(request).filter(pk=object_id)
             found = rows.annotate(now=DatabaseNow()).first()
-        if found is None:
+        executions = self.executions(request)
+        seen = groups.seen(rows, executions) if found else []
+        # Its message and note may tell of executions that are not for this user.
+        if found is None or (sites.are_some(executions) and not seen):
             raise Http404("There is no such failure group.")
         form = GroupForm(request.POST or None, initial={"note": found.note})
         if request.method == "POST" and form.is_valid():
             self._change(request, found, form.cleaned_data)
             return HttpResponseRedirect(request.get_full_path())
-        executions = self.executions(request)
-        seen = groups.seen(self.get_queryset(request).filter(pk=found.pk), executions)
         each = seen[0] if seen else groups.Seen(found, found.now, found.first_seen, found.now)
         context = {
             **self._page_context(request, str(found)),

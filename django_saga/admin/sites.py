@@ -35,6 +35,11 @@ def executions_of(site: AdminSite, request: HttpRequest) -> QuerySet[SagaExecuti
         return stored(request, SagaExecution.objects.all())
 
 
+def are_some(executions: QuerySet[SagaExecution]) -> bool:
+    """Whether these may be but some of all: an admin's own ``get_queryset`` leaves others out."""
+    return bool(executions.query.where)
+
+
 def may_see(site: AdminSite, request: HttpRequest, model: Any = SagaExecution) -> bool:
     """Whether the user may see the pages of this model there."""
     try:

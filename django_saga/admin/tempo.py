@@ -10,6 +10,7 @@ from typing import Any
 from django.db.models import Q, QuerySet
 
 from django_saga.admin.formats import span
+from django_saga.admin.sites import are_some
 from django_saga.models import SagaExecution, SagaStepRecord
 
 SAMPLE = 5_000  # of the newest attempts
@@ -55,7 +56,7 @@ def tempo(
 ) -> dict[str, Any]:
     """The slowest and the most failing steps of the last 24 hours; one query."""
     rows = SagaStepRecord.objects.using(executions.db)
-    if executions.query.where:  # an admin that shows some executions only
+    if are_some(executions):
         rows = rows.filter(execution__in=executions)
     columns = ("execution__saga", "step", "action", "outcome", "duration", "recent")
     recent = rows.annotate(recent=Q(created_at__gte=now - DAY))
