@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -50,9 +51,27 @@ class Backend(ABC):
                 extra={"saga": saga.name, "execution": str(saga_id)},
             )
 
+    def hand_over_many(self, saga: Saga[Any], saga_ids: Sequence[UUID]) -> None:
+        """Have all of them driven; a fault is logged, recovery makes up for it."""
+        try:
+            self.send_many(saga, saga_ids)
+        except Exception as error:
+            logger.warning(
+                "Saga %s: %s executions could not be handed over, recovery will find them: %s",
+                saga.name,
+                len(saga_ids),
+                told(error),
+                extra={"saga": saga.name},
+            )
+
     @abstractmethod
     def send(self, saga: Saga[Any], saga_id: UUID, delay: float) -> None:
         """Tell whoever drives; may raise."""
+
+    def send_many(self, saga: Saga[Any], saga_ids: Sequence[UUID]) -> None:
+        """Tell of many at once; may raise. By default each is sent, up to one that cannot be."""
+        for saga_id in saga_ids:
+            self.send(saga, saga_id, 0.0)
 
     def send_batch(self, batch_id: UUID) -> None:  # noqa: B027
         """Tell a worker to work on a batch; may raise. By default ``recover_sagas`` alone does."""
@@ -72,6 +91,10 @@ class InProcessBackend(Backend):
 
         if delay <= 0:
             drive(resume_and_go_on(saga, saga_id))
+
+    def send_many(self, saga: Saga[Any], saga_ids: Sequence[UUID]) -> None:
+        for saga_id in saga_ids:
+            self.hand_over(saga, saga_id, 0.0)  # each isolated from the others
 
 
 @lru_cache(maxsize=8)

@@ -11,7 +11,7 @@ import logging
 import re
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from secrets import token_hex
 from typing import Any
@@ -24,6 +24,7 @@ from django_rq.queues import get_queue
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from rq import Queue
 from rq.exceptions import NoSuchJobError
 from rq.job import Job
 from rq.serializers import JSONSerializer
@@ -55,6 +56,7 @@ ENTRY_POINTS = (ENTRY_POINT, BATCH_ENTRY_POINT)
 BATCH_SECONDS = 15.0  # that one job works on a batch; other jobs may have to wait meanwhile
 RESULT_TTL = 300  # seconds that a job stays in Redis once it has ended
 FAILURE_TTL = 86_400  # seconds for one that failed, so that somebody can look at it
+KEPT: dict[str, Any] = {"result_ttl": RESULT_TTL, "failure_ttl": FAILURE_TTL}
 NO_TIMEOUT = -1  # RQ's would strike anywhere; steps have their own
 
 
@@ -65,30 +67,41 @@ class RQBackend(Backend):
         _config(conf.QUEUE)
 
     def send(self, saga: Saga[Any], saga_id: UUID, delay: float) -> None:
-        self._enqueue(ENTRY_POINT, saga_id, delay, job_id=f"saga-{saga_id}-{token_hex(6)}")
+        self._enqueue(ENTRY_POINT, saga_id, delay, job_id=_job_id(saga_id))
+
+    def send_many(self, saga: Saga[Any], saga_ids: Sequence[UUID]) -> None:
+        jobs = [
+            Queue.prepare_data(
+                ENTRY_POINT, [str(id)], job_id=_job_id(id), timeout=NO_TIMEOUT, **KEPT
+            )
+            for id in saga_ids
+        ]
+        _queue().enqueue_many(jobs)
 
     def send_batch(self, batch_id: UUID) -> None:
         job_id = f"saga-batch-{batch_id}-{token_hex(6)}"
         self._enqueue(BATCH_ENTRY_POINT, batch_id, 0.0, job_id=job_id)
 
     def _enqueue(self, path: str, id: UUID, delay: float, *, job_id: str) -> None:
-        queue = get_queue(
-            conf.QUEUE,
-            commit_mode="auto",  # whoever hands over waits for the commit, on the right database
-            connection=_connection(conf.QUEUE),
-            serializer=JSONSerializer,
-        )
-        options: dict[str, Any] = {
-            # A new id each time: a job that waits, runs or expires is never in the way of the next.
-            "job_id": job_id,
-            "job_timeout": NO_TIMEOUT,
-            "result_ttl": RESULT_TTL,
-            "failure_ttl": FAILURE_TTL,
-        }
+        options: dict[str, Any] = {"job_id": job_id, "job_timeout": NO_TIMEOUT, **KEPT}
         if delay > 0:
-            queue.enqueue_in(timedelta(seconds=delay), path, str(id), **options)
+            _queue().enqueue_in(timedelta(seconds=delay), path, str(id), **options)
         else:
-            queue.enqueue(path, str(id), **options)
+            _queue().enqueue(path, str(id), **options)
+
+
+def _job_id(saga_id: UUID) -> str:
+    """A new one each time: a job that waits, runs or expires is never in the way of the next."""
+    return f"saga-{saga_id}-{token_hex(6)}"
+
+
+def _queue() -> Queue:
+    return get_queue(
+        conf.QUEUE,
+        commit_mode="auto",  # whoever hands over waits for the commit, on the right database
+        connection=_connection(conf.QUEUE),
+        serializer=JSONSerializer,
+    )
 
 
 def run_saga(saga_id: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from functools import cache, partial
 from types import TracebackType
@@ -13,7 +13,7 @@ from asgiref.sync import sync_to_async
 from django.apps import apps
 from django.utils.module_loading import import_string
 
-from django_saga import engine, machine, registry
+from django_saga import bulk, engine, machine, registry
 from django_saga.backends import Backend, get_backend
 from django_saga.conf import conf
 from django_saga.context import ContextT
@@ -152,6 +152,38 @@ class Saga(Generic[ContextT]):
     ) -> SagaExecution:
         """As :meth:`enqueue`, from async code."""
         return await sync_to_async(self.enqueue)(context, saga_id=saga_id, delay=delay)
+
+    def enqueue_many(
+        self, contexts: Iterable[ContextT], *, saga_ids: Iterable[UUID] | None = None
+    ) -> list[UUID]:
+        """Store a saga for each context, and have the backend drive them; for imports.
+
+        Both iterables are read as it goes, a thousand at a time: these are stored in one statement,
+        and handed over together. Returns the ids of the executions that are new, in their order;
+        one whose id is taken, by an earlier call or an earlier context, is left as it is.
+
+        Nothing is lost when it raises: the thousands before are stored and are driven; nothing of
+        the one at hand is stored, nor what would follow. With ``saga_ids`` call it again with all
+        of them, and what is missing is stored. Inside ``atomic()`` it joins the transaction: all of
+        them are stored if that commits, none if not, and they start then.
+
+        As with :meth:`enqueue`, the in-process backend drives each thousand before it stores the
+        next, or all on commit, and logs a failure.
+
+        Raises InvalidContext, which names the position of the context, from 0 on; SagaError where
+        ``saga_ids`` are more or fewer than ``contexts``.
+        """
+        refuse_running_loop("await aenqueue_many()")
+        if self.backend.queues:
+            _refuse_out_of_reach(self)
+        ids = None if saga_ids is None else map(_uuid, saga_ids)
+        return bulk.enqueue_many(self, contexts, ids)
+
+    async def aenqueue_many(
+        self, contexts: Iterable[ContextT], *, saga_ids: Iterable[UUID] | None = None
+    ) -> list[UUID]:
+        """As :meth:`enqueue_many`, from async code; the iterables are read in a thread."""
+        return await sync_to_async(self.enqueue_many)(contexts, saga_ids=saga_ids)
 
     def transaction(
         self, context: ContextT, *, saga_id: UUID | None = None

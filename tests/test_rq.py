@@ -255,6 +255,33 @@ def test_a_job_carries_the_path_of_the_entry_point_and_one_id_as_json(
     assert not [name for name, value in hash.items() if value and b"callback" in name]
 
 
+def test_the_jobs_of_many_are_as_the_job_of_one(
+    queue: Queue, work: Start, journey: Journey
+) -> None:
+    Travel().enqueue(journey)
+    ids = Travel().enqueue_many([journey] * 3)
+    alone, *many = jobs(queue)
+    assert [job.args for job in many] == [[str(saga_id)] for saga_id in ids]
+    assert [job.id[:41] for job in many] == [f"saga-{saga_id}" for saga_id in ids]
+    own = {b"created_at", b"enqueued_at", b"data", b"description"}
+    hashes = [queue.connection.hgetall(job.key) for job in (alone, *many)]
+    told = [{name: value for name, value in hash.items() if name not in own} for hash in hashes]
+    assert told[1:] == [told[0]] * 3
+    work().end()
+    assert set(SagaExecution.objects.values_list("status", flat=True)) == {"COMPLETED"}
+    assert calls(journey) == ALL_BOOKED * 4
+
+
+def test_the_jobs_of_a_thousand_are_one_command_to_redis(queue: Queue, journey: Journey) -> None:
+    def transactions() -> int:
+        return int(queue.connection.info("commandstats")["cmdstat_exec"]["calls"])
+
+    Travel().enqueue(journey)
+    before = transactions()
+    Travel().enqueue_many([journey] * 1500)
+    assert (transactions() - before, queue.count) == (2, 1501)
+
+
 def test_an_execution_can_always_be_handed_over_again(
     queue: Queue, work: Start, journey: Journey
 ) -> None:

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -235,6 +235,62 @@ def test_of_threads_that_create_one_id_one_wins(storage: SagaStorage) -> None:
     [winner] = [claim for claim in in_threads(compete) if claim is not None]
     assert isinstance(winner, Claim), winner
     assert row(storage, saga_id).context == winner.state.context
+
+
+# create_many
+
+
+def create_many(storage: SagaStorage, contexts: dict[UUID, str], **more: Any) -> list[UUID]:
+    state = machine.start(PLAN, "", pending=True)
+    return storage.create_many("tests.contract", state, contexts, **more)
+
+
+def contexts(count: int) -> dict[UUID, str]:
+    return {uuid.uuid4(): f'{{"number":{number}}}' for number in range(count)}
+
+
+def test_what_is_created_with_many_is_as_if_created_alone(storage: SagaStorage) -> None:
+    given = contexts(3)
+    assert create_many(storage, given, grace=1000.0) == list(given)
+    for saga_id, context in given.items():
+        many = columns(storage, saga_id)
+        assert (many["initial_context"], many["context"]) == (context, context)
+        assert seconds_left(many["grace_until"]) == about(1000)
+        state = machine.start(PLAN, context, pending=True)
+        alone = storage.create(uuid.uuid4(), "tests.contract", state)
+        assert alone is not None
+        assert row(storage, saga_id).state == state
+        times = {"created_at", "updated_at", "grace_until"}
+        for name, value in columns(storage, alone.id).items():
+            if name not in times | {"id"}:
+                assert plain(many[name]) == plain(value), name
+        assert many["created_at"] == many["updated_at"] <= alone.at
+
+
+def test_of_many_those_whose_id_is_taken_are_left_as_they_are(storage: SagaStorage) -> None:
+    given = contexts(5)
+    taken = list(given)[1:3]
+    for saga_id in taken:
+        assert storage.create(saga_id, "tests.contract", machine.start(PLAN, '{"first":1}'))
+    before = [columns(storage, saga_id) for saga_id in taken]
+    assert create_many(storage, given) == [id for id in given if id not in taken]
+    assert [columns(storage, saga_id) for saga_id in taken] == before
+    assert create_many(storage, given) == []
+    assert create_many(storage, {}) == []
+
+
+def test_of_threads_that_create_the_same_many_each_has_its_own(storage: SagaStorage) -> None:
+    given = contexts(50)
+    told = in_threads(lambda number: create_many(storage, given))
+    assert not [error for error in told if isinstance(error, Exception)]
+    assert sorted(saga_id for ids in told for saga_id in ids) == sorted(given)
+
+
+def test_many_contexts_of_any_size_and_text_are_stored_whole(storage: SagaStorage) -> None:
+    texts = ["{}", '{"a":"' + "x" * 1_000_000 + '"}', '{"a":"😀 %s {} \\u0000 \'; --"}']
+    given = {uuid.uuid4(): text for text in texts}
+    assert create_many(storage, given) == list(given)
+    assert [row(storage, saga_id).context for saga_id in given] == texts
 
 
 # acquire
@@ -903,6 +959,42 @@ def test_in_a_callers_transaction_a_stored_execution_lives_and_dies_with_it(
         transaction.set_rollback(True, using=database.alias)
     with pytest.raises(SagaNotFound):
         database.acquire(lost.id, driver="x", lease=60.0)
+
+
+def test_many_that_are_stored_in_a_callers_transaction_live_and_die_with_it(
+    database: DjangoSagaStorage,
+) -> None:
+    kept, lost = contexts(3), contexts(3)
+    with transaction.atomic(using=database.alias):
+        assert create_many(database, kept) == list(kept)
+        assert create_many(database, kept) == []
+    assert [row(database, saga_id).status for saga_id in kept] == ["PENDING"] * 3
+    with transaction.atomic(using=database.alias):
+        assert create_many(database, {**kept, **lost}) == list(lost)
+        transaction.set_rollback(True, using=database.alias)
+    assert create_many(database, {**kept, **lost}) == list(lost)
+
+
+@pytest.mark.parametrize("alias", SERVERS)
+def test_an_id_that_was_taken_since_the_transaction_began_is_taken(alias: str) -> None:
+    database, given, connection = DjangoSagaStorage(alias), contexts(3), connections[alias]
+    if connection.vendor == "mysql":  # where a project may read what was there when it began
+        with connection.cursor() as cursor:
+            cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    with closing(connection), transaction.atomic(using=alias):
+        assert not SagaExecution.objects.using(alias).filter(pk__in=given).exists()
+        taken = dict(list(given.items())[:2])
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(create_many, database, taken).result() == list(taken)
+            pool.submit(connections.close_all).result()
+        assert create_many(database, given) == list(given)[2:]
+
+
+def test_a_thousand_are_stored_in_one_statement(database: DjangoSagaStorage) -> None:
+    given = contexts(1000)
+    with CaptureQueriesContext(connections[database.alias]) as queries:
+        assert create_many(database, given) == list(given)
+    assert len(queries) == 1
 
 
 def test_a_link_to_no_execution_is_not_taken_for_an_id_that_is_taken(

@@ -1,9 +1,9 @@
-"""What a storage does: seven verbs, each one atomic."""
+"""What a storage does: its verbs, each one atomic."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -103,6 +103,16 @@ class SagaStorage(ABC):
 
         With ``lease`` it is leased for so many seconds, and refused in a caller's transaction;
         without, it joins that.
+        """
+
+    @abstractmethod
+    def create_many(
+        self, saga: str, state: State, contexts: Mapping[UUID, str], *, grace: float | None = None
+    ) -> list[UUID]:
+        """Store new executions that differ in id and context alone, in one statement or few.
+
+        ``state`` is a pending one, whose own context does not matter. Returns the ids that were not
+        taken, in their order; joins a caller's transaction.
         """
 
     @abstractmethod

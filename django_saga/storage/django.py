@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -96,6 +97,25 @@ class DjangoSagaStorage(SagaStorage):
                     raise
                 row = None
         return _created(creation, row)
+
+    def create_many(
+        self, saga: str, state: State, contexts: Mapping[UUID, str], *, grace: float | None = None
+    ) -> list[UUID]:
+        connection = self._connection
+        alike = (saga, _json(state.plan), state.step, grace)
+        new = dict(contexts)
+        with _translated(connection):
+            while new:
+                try:
+                    stored = _store_all(connection, new, alike)
+                except IntegrityError as error:
+                    if error.args[0] != _DUPLICATE_KEY:
+                        raise
+                    for id in _taken(connection, new):
+                        del new[id]
+                else:
+                    return [id for id in new if id in stored]
+        return []
 
     def acquire(
         self,
@@ -470,6 +490,27 @@ def _sql(connection: BaseDatabaseWrapper) -> Statements:
             f"django-saga does not know the database {connection.vendor!r}; "
             "it runs on PostgreSQL, SQLite and MariaDB."
         ) from None
+
+
+def _store_all(
+    connection: BaseDatabaseWrapper, contexts: Mapping[UUID, str], alike: tuple[Any, ...]
+) -> set[UUID]:
+    sql, ids = _sql(connection), [_uuid(id, connection) for id in contexts]
+    rows = zip(ids, contexts.values(), strict=True)
+    params = (ids, list(contexts.values())) if sql.dialect.arrays else chain.from_iterable(rows)
+    given = sql.dialect.given.format(", ".join(["(%s, %s)"] * len(ids)))
+    with connection.cursor() as cursor:
+        cursor.execute(sql.create_many.format(given), [*params, *alike])
+        return {UUID(str(id)) for (id,) in cursor.fetchall()}
+
+
+def _taken(connection: BaseDatabaseWrapper, ids: Iterable[UUID]) -> list[UUID]:
+    """Which of them there are; MariaDB alone has to be asked."""
+    params = [_uuid(id, connection) for id in ids]
+    marks = ", ".join(["%s"] * len(params))
+    with connection.cursor() as cursor:
+        cursor.execute(_sql(connection).taken.format(marks), params)
+        return [UUID(str(id)) for (id,) in cursor.fetchall()]
 
 
 def _fetch(connection: BaseDatabaseWrapper, sql: str, params: Sequence[Any]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -73,6 +73,13 @@ class MemorySagaStorage(SagaStorage):
             if self._rows.setdefault(saga_id, row) is not row:
                 return None
         return Claim(saga_id, saga, 1, state, _utc(now), wake or 0.0)
+
+    def create_many(
+        self, saga: str, state: State, contexts: Mapping[UUID, str], *, grace: float | None = None
+    ) -> list[UUID]:
+        with self._lock:  # all of them, or none that others could see without the rest
+            states = {id: replace(state, context=context) for id, context in contexts.items()}
+            return [id for id, one in states.items() if self.create(id, saga, one, grace=grace)]
 
     def acquire(
         self,

@@ -54,6 +54,8 @@ class Dialect:
     name: str = "%s"  # compared byte by byte
     leases: str = "(id, token) IN ({0})"
     skip_duplicate: str = ""
+    given: str = "VALUES {0}"  # ids and contexts: {0} is a "(%s, %s)" for each
+    arrays: bool = False  # given takes all ids in one parameter, and all contexts
     returns_updates: bool = False
     one_statement: bool = False
     skip_locked: str = ""
@@ -70,6 +72,8 @@ DIALECTS = {
         told="EXTRACT(EPOCH FROM {0})::float8",
         number="%s::float8",
         skip_duplicate=" ON CONFLICT (id) DO NOTHING",
+        given="SELECT * FROM unnest(%s::uuid[], %s::text[])",
+        arrays=True,
         returns_updates=True,
         one_statement=True,
         skip_locked=" FOR UPDATE SKIP LOCKED",
@@ -116,6 +120,19 @@ class Statements:
             f"VALUES ({values}, %s, 1, '[]', {after}, {after}, {after}, {now}, {now})"
             f"{dialect.skip_duplicate} RETURNING {dialect.told.format('created_at')}, {PAUSED}"
         )
+
+        # dialect.given; saga, plan, step, grace
+        self.create_many = (
+            f"INSERT INTO {EXECUTIONS} (id, initial_context, context, saga, plan, step, "
+            "grace_until, status, in_flight, atomic, driver, token, effects, "
+            "created_at, updated_at) WITH given (id, context) AS ({0}) "
+            f"SELECT id, context, context, %s, %s, %s, {after}, "
+            f"'PENDING', FALSE, FALSE, '', 1, '[]', {now}, {now} "
+            f"FROM given WHERE TRUE{dialect.skip_duplicate} RETURNING id"
+        )
+
+        # ids; though this transaction began before they were there
+        self.taken = f"SELECT id FROM {EXECUTIONS} WHERE id IN ({{0}}) LOCK IN SHARE MODE"
 
         # lease, driver
         self.take = f"token = token + 1, grace_until = NULL, lease_until = {after}, driver = %s"

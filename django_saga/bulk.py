@@ -1,0 +1,73 @@
+"""Storing many sagas at once, and having the backend drive them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from django_saga import machine
+from django_saga.conf import conf
+from django_saga.exceptions import InvalidContext, SagaError
+
+if TYPE_CHECKING:
+    from django_saga.saga import Saga
+
+ROWS = 1_000  # executions that one statement stores
+SIZE = 2_000_000  # characters of their contexts, from which on a statement stores no more
+
+
+def enqueue_many(
+    saga: Saga[Any], contexts: Iterable[Any], saga_ids: Iterable[UUID | None] | None
+) -> list[UUID]:
+    """See :meth:`django_saga.saga.Saga.enqueue_many`."""
+    state = machine.start(saga.definition.plan, "", pending=True)
+    storage, backend = saga.storage, saga.backend
+    stored: list[UUID] = []
+    for batch in _batches(saga, contexts, saga_ids):
+        new = storage.create_many(saga.name, state, batch, grace=backend.grace(0.0))
+        if new:
+            storage.on_commit(partial(backend.hand_over_many, saga, new))
+        stored += new
+    return stored
+
+
+def _batches(
+    saga: Saga[Any], contexts: Iterable[Any], saga_ids: Iterable[UUID | None] | None
+) -> Iterator[dict[UUID, str]]:
+    """What one statement stores: contexts as JSON by their ids; each of them is valid."""
+    from django_saga.models import new_id
+
+    batch: dict[UUID, str] = {}
+    size = first = 0
+    for position, (context, saga_id) in enumerate(_paired(contexts, saga_ids)):
+        try:
+            encoded = saga.definition.codec.encode(context, limit=conf.CONTEXT_LIMIT)
+        except InvalidContext as error:
+            before = f"Those before contexts[{first}] are" if first else "None is"
+            raise InvalidContext(f"contexts[{position}]: {error} {before} stored.") from error
+        batch.setdefault(saga_id or new_id(), encoded)
+        size += len(encoded)
+        if len(batch) == ROWS or size >= SIZE:
+            yield batch
+            batch, size, first = {}, 0, position + 1
+    if batch:
+        yield batch
+
+
+def _paired(
+    contexts: Iterable[Any], saga_ids: Iterable[UUID | None] | None
+) -> Iterator[tuple[Any, UUID | None]]:
+    if saga_ids is None:
+        yield from ((context, None) for context in contexts)
+        return
+    for context, saga_id in zip_longest(contexts, saga_ids, fillvalue=_NONE_LEFT):
+        if context is _NONE_LEFT or saga_id is _NONE_LEFT:
+            which = "fewer" if saga_id is _NONE_LEFT else "more"
+            raise SagaError(f"There are {which} saga_ids than contexts.")
+        yield context, saga_id
+
+
+_NONE_LEFT: Any = object()
