@@ -206,20 +206,31 @@ def test_nothing_due_is_no_fault() -> None:
 
 @pytest.mark.parametrize("alias", ["default", "sqlite"])
 def test_one_statement_claims_a_batch(alias: str) -> None:
-    """Beyond the checkpoints 40 executions cost one for each 20, and one that finds no more."""
+    """Beyond the checkpoints 40 executions cost one for each 20, after one that asks of which sagas
+    something is due; the last of these finds no more."""
     for _ in range(40):
         interrupted(sagas.Plain, alias)
     with CaptureQueriesContext(connections[alias]) as queries:
         assert len(list(sweep(storage=DjangoSagaStorage(alias)))) == 40
     statements = [query["sql"] for query in queries.captured_queries]
+    asked = [sql for sql in statements if "RECURSIVE" in sql]
     claims = [sql for sql in statements if "token = token + 1" in sql]
     checkpoints = [sql for sql in statements if " AND attempt = " in sql]
-    assert len(claims) == 3
+    assert (len(asked), len(claims)) == (3, 2)
     assert len(checkpoints) == 3 * 40  # the lost attempt and two steps
-    rest = set(statements) - set(claims) - set(checkpoints)
+    rest = set(statements) - set(asked) - set(claims) - set(checkpoints)
     if alias == "default":
         assert not rest
     assert not [sql for sql in rest if "SELECT id" in sql]
+
+
+def test_a_saga_of_which_many_wait_does_not_keep_another_waiting() -> None:
+    for _ in range(100):
+        interrupted(sagas.Plain)
+    late = interrupted(sagas.Failing)
+    driven = [recovered.saga_id for recovered in sweep()]
+    assert driven.index(late) < 20
+    assert len(driven) == 101
 
 
 @pytest.mark.parametrize("alias", ALIASES)

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from io import StringIO
 from typing import Any
 from urllib.parse import parse_qsl, quote
+from uuid import uuid4
 
 import pytest
 from django.contrib.auth import get_user_model
 from django.core.management import CommandError, call_command
-from django.db import connection, connections
+from django.db import connection, connections, transaction
 from django.db.models import F
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from django_saga import batches
+from django_saga import batches, machine
 from django_saga.models import SagaBatch, SagaExecution, SagaFailureGroup
 from django_saga.operations import RETRY
 from django_saga.storage import DjangoSagaStorage
@@ -27,6 +29,7 @@ from testproject.shop.crowd import gather
 
 EXECUTIONS, RECORDS = 30_000, 4
 LARGE = ("django_saga_sagaexecution", "django_saga_sagasteprecord")
+WAITING = 5_000  # of one saga, in the test of how another fares
 MOST = 12  # queries that a page may make
 CHEAP = 20_000.0  # planned cost: far less than reading the tables, far more than what is needed
 
@@ -176,9 +179,44 @@ def test_a_command_reads_little_however_many_there_are(name: str) -> None:
 def test_a_sweep_reads_only_what_is_active(lease: float | None) -> None:
     storage = DjangoSagaStorage()
     with CaptureQueriesContext(connection) as queries:
-        storage.due(20, driver="crowd", lease=lease)
+        assert storage.due(20, driver="crowd", lease=lease) == []
     (query,) = queries
     assert not flaws(query["sql"]), query["sql"]
+
+
+@pytest.mark.parametrize("others", [True, False], ids=["beside the crowd", "alone"])
+def test_a_sweep_finds_what_is_due_without_reading_what_waits_of_another_saga(others: bool) -> None:
+    storage = DjangoSagaStorage()
+    state = machine.start((("A",),), "", pending=True)
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            if not others:  # then the index on the time alone leads to what waits, too
+                cursor.execute(f"DELETE FROM {LARGE[1]}")
+                cursor.execute(f"DELETE FROM {LARGE[0]}")
+            storage.create_many("crowd.A", state, {uuid4(): "{}" for _ in range(WAITING)})
+            storage.create_many("crowd.B", state, {uuid4(): "{}"})
+            cursor.execute(f"ANALYZE {LARGE[0]}")
+        with CaptureQueriesContext(connection) as queries:
+            claims = storage.due(20, grace=60.0)
+        assert Counter(claim.saga for claim in claims) == {"crowd.A": 19, "crowd.B": 1}
+        for query in queries:
+            assert rows_read(query["sql"]) < WAITING / 10, query["sql"]
+        transaction.set_rollback(True)
+
+
+def rows_read(sql: str) -> int:
+    """How many rows of the executions a statement reads; what it does is undone."""
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}")
+        ((plans,),) = cursor.fetchall()
+        transaction.set_rollback(True)
+    nodes, read = [plan["Plan"] for plan in plans], 0
+    for node in nodes:
+        nodes += node.get("Plans", [])
+        if node.get("Relation Name") == LARGE[0] and node["Node Type"] != "ModifyTable":
+            filtered = node.get("Rows Removed by Filter", 0)
+            read += int(node["Actual Loops"] * (node["Actual Rows"] + filtered))
+    return read
 
 
 def test_a_plan_that_reads_a_whole_table_is_seen() -> None:

@@ -6,6 +6,7 @@ import sqlite3
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
@@ -46,7 +47,7 @@ from django_saga.machine import (
     StepRules,
     Transition,
 )
-from django_saga.models import SagaExecution, new_id
+from django_saga.models import SagaExecution, SagaStepRecord, new_id
 from django_saga.storage import DjangoSagaStorage, MemorySagaStorage, SagaStorage
 from django_saga.storage.base import Checkpoint, Claim, Creation, Saved
 from django_saga.storage.sql import EXECUTIONS, RECORDS
@@ -66,6 +67,15 @@ THREADS = 8
 def database(request: pytest.FixtureRequest) -> DjangoSagaStorage:
     """The storages with a database alone."""
     return DjangoSagaStorage(request.param)
+
+
+@pytest.fixture
+def emptied(storage: SagaStorage) -> SagaStorage:
+    """A storage with nothing in it."""
+    if isinstance(storage, DjangoSagaStorage):
+        for model in (SagaStepRecord, SagaExecution):
+            model.objects.using(storage.alias).all().delete()
+    return storage
 
 
 @pytest.fixture
@@ -785,6 +795,42 @@ def test_the_oldest_come_first_and_no_more_than_the_limit(
     oldest = sorted(created, key=lambda claim: row(storage, claim.id).created_at)
     assert ids(storage.due(4, saga=saga, **how)) == ids(oldest)[:4]
     assert storage.due(0, saga=saga, **how) == []
+
+
+@pytest.mark.parametrize("how", [{}, {"lease": 60.0}, {"grace": 60.0}], ids=str)
+def test_each_saga_has_its_share_however_many_of_another_wait(
+    emptied: SagaStorage, how: dict[str, float]
+) -> None:
+    create_many(emptied, contexts(30))
+    late = [create(emptied, "tests.late", pending=True).id for _ in range(3)]
+    later = [create(emptied, "tests.later", pending=True).id for _ in range(20)]
+    first = emptied.due(20, **how)
+    assert set(late) < set(ids(first)), "few of them: all come"
+    assert Counter(claim.saga for claim in first)["tests.later"] in (8, 9), "half of the rest"
+    assert len(set(ids(first))) == len(first) == 20
+    oldest = [saga_id for saga_id in later if saga_id in ids(first)]
+    assert oldest == later[: len(oldest)]
+    if how:
+        second = emptied.due(100, **how)
+        assert len(second) == 53 - 20
+        assert not set(ids(first)) & set(ids(second))
+        assert emptied.due(100, **how) == []
+
+
+def test_with_fewer_places_than_sagas_each_has_its_chance(emptied: SagaStorage) -> None:
+    for name in ("tests.a", "tests.b"):
+        for _ in range(40):
+            create(emptied, name, pending=True)
+    found = [claim.saga for _ in range(40) for claim in emptied.due(1, lease=60.0)]
+    assert len(found) == 40
+    assert set(found) == {"tests.a", "tests.b"}, "by chance only one in 2 ** 39 times"
+
+
+def test_names_that_a_collation_takes_for_one_are_sagas_of_their_own(emptied: SagaStorage) -> None:
+    names = {"tests.saga", "tests.Saga", "tests.saga ", "tests.s\u00e4ga", "tests.\U0001f600"}
+    for name in names:
+        create(emptied, name, pending=True)
+    assert {claim.saga for claim in emptied.due(10, lease=60.0)} == names
 
 
 def make_older(storage: SagaStorage, saga_id: UUID, seconds: float) -> None:

@@ -510,7 +510,7 @@ class Migration(migrations.Migration):
             model_name="sagaexecution",
             index=models.Index(
                 condition=models.Q(("status__in", ["PENDING", "RUNNING", "COMPENSATING"])),
-                fields=["created_at"],
+                fields=["saga", "created_at"],
                 name="saga_active",
             ),
         ),

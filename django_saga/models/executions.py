@@ -98,7 +98,7 @@ class SagaExecution(models.Model):
         indexes: ClassVar = [
             models.Index(fields=["-created_at"], name="saga_newest"),
             models.Index(
-                fields=["created_at"],
+                fields=["saga", "created_at"],
                 name="saga_active",
                 condition=models.Q(status__in=["PENDING", "RUNNING", "COMPENSATING"]),
             ),

@@ -188,7 +188,7 @@ class SagaStorage(ABC):
         grace: float | None = None,
         saga: str | None = None,
     ) -> list[Claim]:
-        """Claim, oldest first, what nobody drives and may go on now.
+        """Claim what nobody drives and may go on now: of each saga an equal share, its oldest.
 
         With ``lease`` each is leased to the caller; with ``grace`` each is only left alone by
         further calls for as long as it has waited, at least ``grace`` and at most ten times that,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -256,24 +257,44 @@ class DjangoSagaStorage(SagaStorage):
         if lease is not None:
             self.refuse_transaction()
         claims: list[Claim] = []
-        while True:
-            found = self._due(limit - len(claims), driver, lease, grace, saga)
-            claims += filter(None, found)
-            # What cannot be read is claimed too, so it is not met again, and others come instead.
-            if None not in found or (lease is None and grace is None):
-                return _oldest_first(claims)
+        found: dict[str, int] = dict.fromkeys([saga] if saga is not None else self._sagas_due(), 0)
+        left = list(found)
+        random.shuffle(left)  # there may be more of them than the limit
+        while left and len(claims) < limit:
+            share = -(-(limit - len(claims)) // len(left))
+            for name in tuple(left):
+                most = min(share, limit - len(claims))
+                if not most:
+                    break
+                # What is only read, not claimed, would be met again.
+                passed = found[name] if lease is None and grace is None else 0
+                rows = self._due(name, most, passed, driver, lease, grace)
+                # What cannot be read is claimed too, so others come instead.
+                claims += filter(None, rows)
+                found[name] += len(rows)
+                if len(rows) < most:
+                    left.remove(name)
+        return _oldest_first(claims)
+
+    def _sagas_due(self) -> list[str]:
+        """The names of the sagas of which something is due."""
+        connection = self._connection
+        with _translated(connection), connection.cursor() as cursor:
+            cursor.execute(_sql(connection).sagas_due, ())  # for its %%
+            return [name for (name,) in cursor.fetchall()]
 
     def _due(
         self,
+        saga: str,
         limit: int,
+        passed: int,
         driver: str,
         lease: float | None,
         grace: float | None,
-        saga: str | None,
     ) -> list[Claim | None]:
         connection = self._connection
         sql = _sql(connection)
-        which = (saga or "", saga is None, limit)
+        which = (saga, saga, limit, passed)
         take = (sql.take, (lease, driver))
         change, times = (sql.leave_alone, (grace, 10 * (grace or 0))) if lease is None else take
         with _translated(connection):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -181,7 +183,7 @@ class MemorySagaStorage(SagaStorage):
                 and (saga is None or row.saga == saga)
                 and all(_past(t, now) for t in (row.lease_until, row.wake_at, row.grace_until))
             ]
-            found = sorted(found, key=lambda pair: pair[1].created_at)[:limit]
+            found = _shared(sorted(found, key=_age), limit)
             if lease is not None:
                 return [self._take(saga_id, row, now, driver, lease) for saga_id, row in found]
             for _, row in found:
@@ -265,6 +267,20 @@ class MemorySagaStorage(SagaStorage):
     def _claim(self, saga_id: UUID, row: _Row, now: float) -> Claim:
         wait = max(0.0, row.wake_at - now) if row.wake_at else 0.0
         return Claim(saga_id, row.saga, row.token, row.state, _utc(now), wait)
+
+
+def _age(pair: tuple[UUID, _Row]) -> float:
+    return pair[1].created_at
+
+
+def _shared(found: list[tuple[UUID, _Row]], limit: int) -> list[tuple[UUID, _Row]]:
+    """The first of each saga, then the second of each, up to the limit; in the order given."""
+    seen: Counter[str] = Counter()
+    turns = {}
+    for saga_id, row in found:
+        turns[saga_id] = (seen[row.saga], random.random())  # as there may be more than the limit
+        seen[row.saga] += 1
+    return sorted(sorted(found, key=lambda pair: turns[pair[0]])[:limit], key=_age)
 
 
 def _after(now: float, seconds: float | None) -> float | None:

@@ -17,6 +17,9 @@ PAUSED = (
     "EXISTS (SELECT 1 FROM django_saga_sagapause pause "
     f"WHERE pause.saga = {EXECUTIONS}.saga AND pause.step IN ('', {EXECUTIONS}.step))"
 )
+# Of many rows: not NOT EXISTS, which PostgreSQL may make a join, and sort all that waits.
+PAUSES = "(SELECT saga, step FROM django_saga_sagapause)"
+UNPAUSED = f"(saga, '') NOT IN {PAUSES} AND (saga, step) NOT IN {PAUSES}"
 ASKED = f"cancel_reason, {PAUSED} AS paused"  # what operators ask of whoever drives it
 
 ACTIVE = "('PENDING', 'RUNNING', 'COMPENSATING')"
@@ -58,6 +61,7 @@ class Dialect:
     arrays: bool = False  # given takes all ids in one parameter, and all contexts
     returns_updates: bool = False
     one_statement: bool = False
+    partial_indexes: bool = True
     skip_locked: str = ""
     readable: str = ""  # whether Python can read a row's times at all
 
@@ -97,6 +101,7 @@ DIALECTS = {
         after="UTC_TIMESTAMP(6) + INTERVAL {0} SECOND",
         age="TIMESTAMPDIFF(MICROSECOND, updated_at, UTC_TIMESTAMP(6)) / 1e6",
         name="BINARY %s",  # its collations ignore case and trailing spaces
+        partial_indexes=False,
         skip_locked=" FOR UPDATE SKIP LOCKED",
     ),
 }
@@ -147,13 +152,25 @@ class Statements:
         longer = f"{dialect.greatest}({dialect.number}, COALESCE({dialect.age}, 0))"
         longer = f"{dialect.least}({longer}, {dialect.number})"
         self.leave_alone = f"grace_until = {dialect.after.format(longer)}"
-        # saga, any saga, limit
-        self.due = (
-            f"SELECT id FROM {EXECUTIONS} WHERE status IN {ACTIVE} AND {TAKEABLE} AND {free} "
+        due = (
+            f"FROM {EXECUTIONS} WHERE status IN {ACTIVE} AND {TAKEABLE} AND {free} "
             f"AND (wake_at IS NULL OR wake_at <= {now}) "
-            f"AND (grace_until IS NULL OR grace_until <= {now}) AND (saga = {dialect.name} OR %s) "
-            f"AND NOT {PAUSED}{dialect.readable} ORDER BY created_at LIMIT %s{dialect.skip_locked}"
+            f"AND (grace_until IS NULL OR grace_until <= {now}) "
+            f"AND {UNPAUSED}{dialect.readable}"
         )
+        # BETWEEN, or PostgreSQL takes the index on the time alone, and reads all other sagas too.
+        oldest = f"SELECT id {due} AND saga BETWEEN {{0}} AND {{0}} ORDER BY saga, created_at LIMIT"
+        # saga, saga, limit, offset
+        self.due = f"{oldest.format(dialect.name)} %s OFFSET %s{dialect.skip_locked}"
+        # The index leads from one name to the next, and to its oldest.
+        following = f"SELECT MIN(saga) FROM {EXECUTIONS} WHERE status IN {ACTIVE}"
+        self.sagas_due = (
+            f"WITH RECURSIVE names (name) AS ({following} UNION ALL "
+            f"SELECT ({following} AND saga > name) FROM names WHERE name IS NOT NULL) "
+            f"SELECT name FROM names WHERE ({oldest.format('name')} 1) IS NOT NULL"
+        )
+        if not dialect.partial_indexes:
+            self.sagas_due = f"SELECT MIN(saga) {due} GROUP BY BINARY saga"
 
         # lease; then dialect.leases, with id and token of each
         self.renew = (
