@@ -26,7 +26,7 @@ from django_saga.texts import shown
 def check_settings(
     app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
-    """E001 unknown key, E002 unusable value, E003 no usable backend, W001 USE_TZ."""
+    """E001 unknown key, E002 unusable value, E003 no usable backend, E008 no queue, W001 USE_TZ."""
     found: list[CheckMessage] = []
     given = getattr(settings, "DJANGO_SAGA", None) or {}
     if not isinstance(given, dict):
@@ -53,11 +53,27 @@ def check_settings(
             hint = "Add it: its commands start the workers."
             message = "The backend is RQ, but django_rq is not in INSTALLED_APPS."
             found.append(Error(message, hint=hint, id="django_saga.E003"))
+        if conf.BACKEND == "rq":
+            found += _check_queues()
     found += _check_links()
     if not settings.USE_TZ:
         hint = "Set USE_TZ = True; leases and waits are stored in UTC."
         found.append(Warning("USE_TZ is off.", hint=hint, id="django_saga.W001"))
     return found
+
+
+def _check_queues() -> list[CheckMessage]:
+    known = getattr(settings, "RQ_QUEUES", {})
+    return [
+        Error(
+            f"The queue {saga.queue!r} of {saga.name} is not defined in RQ_QUEUES.",
+            hint="Define it there, and start a worker for it.",
+            obj=saga,
+            id="django_saga.E008",
+        )
+        for saga in registry.all_sagas()
+        if saga.queue is not None and saga.queue not in known
+    ]
 
 
 def _check_links() -> list[CheckMessage]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.apps import apps
 
+from django_saga.conf import conf
 from django_saga.exceptions import UnknownSaga
 
 if TYPE_CHECKING:
@@ -33,6 +34,12 @@ def find_saga(name: str) -> type[Saga[Any]]:
         f"No saga named {name!r} is registered. Define it in an installed app's sagas.py, or give "
         "the class that replaced it this name; then retry."
     )
+
+
+def queues() -> list[str]:
+    """The queues that jobs go to: first that of the settings, then those that sagas name."""
+    named = {saga.queue for saga in all_sagas() if saga.queue}
+    return [conf.QUEUE, *sorted(named - {conf.QUEUE})]
 
 
 def default_name(saga: type[Saga[Any]]) -> str:

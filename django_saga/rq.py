@@ -61,13 +61,14 @@ NO_TIMEOUT = -1  # RQ's would strike anywhere; steps have their own
 
 
 class RQBackend(Backend):
-    """Hands executions to the workers of the django-rq queue ``QUEUE``."""
+    """Hands executions to the workers of the saga's django-rq queue, or of ``QUEUE``."""
 
     def __init__(self) -> None:
         _config(conf.QUEUE)
 
     def send(self, saga: Saga[Any], saga_id: UUID, delay: float) -> None:
-        self._enqueue(ENTRY_POINT, saga_id, delay, job_id=_job_id(saga_id))
+        queue = _queue(saga.queue or conf.QUEUE)
+        self._enqueue(queue, ENTRY_POINT, saga_id, delay, job_id=_job_id(saga_id))
 
     def send_many(self, saga: Saga[Any], saga_ids: Sequence[UUID]) -> None:
         jobs = [
@@ -76,18 +77,18 @@ class RQBackend(Backend):
             )
             for id in saga_ids
         ]
-        _queue().enqueue_many(jobs)
+        _queue(saga.queue or conf.QUEUE).enqueue_many(jobs)
 
     def send_batch(self, batch_id: UUID) -> None:
         job_id = f"saga-batch-{batch_id}-{token_hex(6)}"
-        self._enqueue(BATCH_ENTRY_POINT, batch_id, 0.0, job_id=job_id)
+        self._enqueue(_queue(conf.QUEUE), BATCH_ENTRY_POINT, batch_id, 0.0, job_id=job_id)
 
-    def _enqueue(self, path: str, id: UUID, delay: float, *, job_id: str) -> None:
+    def _enqueue(self, queue: Queue, path: str, id: UUID, delay: float, *, job_id: str) -> None:
         options: dict[str, Any] = {"job_id": job_id, "job_timeout": NO_TIMEOUT, **KEPT}
         if delay > 0:
-            _queue().enqueue_in(timedelta(seconds=delay), path, str(id), **options)
+            queue.enqueue_in(timedelta(seconds=delay), path, str(id), **options)
         else:
-            _queue().enqueue(path, str(id), **options)
+            queue.enqueue(path, str(id), **options)
 
 
 def _job_id(saga_id: UUID) -> str:
@@ -95,11 +96,11 @@ def _job_id(saga_id: UUID) -> str:
     return f"saga-{saga_id}-{token_hex(6)}"
 
 
-def _queue() -> Queue:
+def _queue(name: str) -> Queue:
     return get_queue(
-        conf.QUEUE,
+        name,
         commit_mode="auto",  # whoever hands over waits for the commit, on the right database
-        connection=_connection(conf.QUEUE),
+        connection=_connection(name),
         serializer=JSONSerializer,
     )
 
@@ -242,7 +243,8 @@ _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 def _config(queue: str) -> Any:
     queues = getattr(settings, "RQ_QUEUES", {})
     if queue not in queues:
-        raise InvalidSettings(f"DJANGO_SAGA['QUEUE'] {queue!r} is not defined in RQ_QUEUES.")
+        whose = "DJANGO_SAGA['QUEUE']" if queue == conf.QUEUE else "The queue"
+        raise InvalidSettings(f"{whose} {queue!r} is not defined in RQ_QUEUES.")
     return queues[queue]
 
 

@@ -54,9 +54,13 @@ class Saga(Generic[ContextT]):
     """The steps, in order."""
 
     retired_steps: ClassVar[Sequence[StepType]] = ()
+    """Steps that are no longer in ``steps``, but in plans of executions that have not ended."""
+
     context_editable: ClassVar[bool] = False
     """Whether operators may edit the stored context of an execution."""
-    """Steps that are no longer in ``steps``, but in plans of executions that have not ended."""
+
+    queue: ClassVar[str | None] = None
+    """The django-rq queue of its jobs; default: the setting ``QUEUE``."""
 
     storage: SagaStorage
     """Where executions are kept; default: the project's database."""
@@ -72,6 +76,8 @@ class Saga(Generic[ContextT]):
         owner = f"Saga {cls.__qualname__}"
         if not isinstance(cls.__dict__["name"], _DefaultName):
             _check_name(owner, cls.__dict__["name"])
+        if cls.queue is not None and not (isinstance(cls.queue, str) and cls.queue):
+            raise InvalidDefinition(f"{owner}: its queue must be a name, not {cls.queue!r}.")
         cls.definition = define(owner, cls.steps, cls.retired_steps, _context_of(cls))
         registry.register(cls)
 

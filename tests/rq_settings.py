@@ -9,4 +9,5 @@ from tests.settings import *  # noqa: F403
 
 DJANGO_SAGA = json.loads(os.environ["SAGA_SETTINGS"])
 QUEUE = DJANGO_SAGA["QUEUE"]
-RQ_QUEUES = {name: {"URL": os.environ["REDIS_URL"]} for name in ("default", QUEUE, f"{QUEUE}-cron")}
+NAMES = ("default", QUEUE, f"{QUEUE}-own", f"{QUEUE}-cron")
+RQ_QUEUES = {name: {"URL": os.environ["REDIS_URL"]} for name in NAMES}

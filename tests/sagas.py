@@ -106,6 +106,10 @@ class Travel(Saga[Journey]):
     steps = [BookFlight, BookHotel, BookTrain]
 
 
+class Stroll(Saga[Journey]):
+    steps = [BookFlight]
+
+
 class SleepSaga(Saga[Journey]):
     steps = [BookFlight, SleepTooLong]
 

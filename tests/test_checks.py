@@ -129,6 +129,21 @@ def test_a_backend_that_cannot_be_used_is_an_error(settings: Any, backend: str) 
     assert repr(backend) in message.msg
 
 
+def test_a_queue_that_rq_does_not_know_is_an_error_that_names_the_saga(settings: Any) -> None:
+    class Order(Saga[Sound]):
+        steps = [Step]
+        queue = "orders"
+
+    assert messages() == [], "without RQ nobody needs it"
+    settings.DJANGO_SAGA = {"BACKEND": "rq"}
+    settings.RQ_QUEUES = {"default": {"URL": "redis://"}}
+    message = only()
+    assert (message.id, message.obj) == ("django_saga.E008", Order)
+    assert message.msg == f"The queue 'orders' of {Order.name} is not defined in RQ_QUEUES."
+    settings.RQ_QUEUES = {**settings.RQ_QUEUES, "orders": {"URL": "redis://"}}
+    assert messages() == []
+
+
 @pytest.mark.parametrize("backend", [5, None, ["rq"], "uuid.UUID"])
 def test_a_backend_that_is_no_text_or_cannot_be_made_is_an_error(
     settings: Any, backend: Any

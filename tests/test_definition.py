@@ -362,6 +362,12 @@ def test_a_saga_of_an_impossible_name_is_refused(name: Any) -> None:
         type("Wrong", (Saga,), {"name": name, "steps": [Reserve]})
 
 
+@pytest.mark.parametrize("queue", ["", 5, b"sagas"])
+def test_a_queue_that_is_no_name_is_refused(queue: Any) -> None:
+    with pytest.raises(InvalidDefinition, match=r"Saga .*Wrong: its queue must be a name, not "):
+        type("Wrong", (Saga,), {"queue": queue, "steps": [Reserve]})
+
+
 def test_a_saga_is_named_by_its_app_and_class_and_found_by_that() -> None:
     class Plain(Saga[OrderContext]):
         steps = [Reserve]

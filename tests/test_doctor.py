@@ -38,6 +38,7 @@ from django_saga.operations import resolve
 from django_saga.storage import DjangoSagaStorage
 from tests.operated import (
     WORLD,
+    TripSaga,
     changed,
     completed_trip,
     driven_trip,
@@ -306,6 +307,20 @@ def test_a_queue_without_a_worker_is_an_error(queue: Any) -> None:
 def test_a_worker_on_several_queues_is_a_warning(queue: Any) -> None:
     with working(queue, get_queue("default")):
         assert levels() == {"queues": "warning"}
+
+
+def test_every_queue_that_sagas_name_wants_a_worker(
+    queue: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = f"{queue.name}-own"
+    settings.RQ_QUEUES = {**settings.RQ_QUEUES, own: {"URL": os.environ["REDIS_URL"]}}
+    monkeypatch.setattr(TripSaga, "queue", own)
+    with working(queue):
+        assert levels() == {"workers": "error"}
+        assert [own in finding.what for finding in found("workers")] == [False, True]
+    with working(queue, get_queue(own)):
+        assert levels() == {}, "they are all for sagas"
+        assert len(found("redis")) == 1, "one server has both"
 
 
 def test_a_redis_that_evicts_is_a_warning(queue: Any) -> None:

@@ -29,6 +29,7 @@ from django_saga.models import (
 )
 from tests.operated import (
     WORLD,
+    TripSaga,
     changed,
     completed_trip,
     driven_trip,
@@ -292,6 +293,17 @@ def test_the_queue_tells_of_its_workers_and_of_what_waits(
         assert "RQ queue default no worker 0 workers, 2 jobs wait" in text(overview(operator))
     finally:
         queue.empty()
+
+
+def test_every_queue_that_sagas_name_is_told(
+    operator: Client, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rq(settings, settings.REDIS_URL)
+    settings.RQ_QUEUES = {**settings.RQ_QUEUES, "trips": {"URL": "redis://127.0.0.1:1"}}
+    monkeypatch.setattr(TripSaga, "queue", "trips")
+    told = text(overview(operator))
+    assert "RQ queue default 0 workers" in told
+    assert "RQ queue trips Redis does not answer" in told
 
 
 def test_redis_may_be_away(operator: Client, settings: Settings) -> None:

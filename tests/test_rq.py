@@ -42,6 +42,7 @@ from tests.sagas import (
     LongerSaga,
     LoseLeaseSaga,
     SleepSaga,
+    Stroll,
     Travel,
 )
 
@@ -84,7 +85,8 @@ def queue(settings: Settings) -> Iterator[Queue]:
     """A queue for this test alone, which this process hands its sagas over to."""
     name = f"sagas-{uuid4().hex[:8]}"
     here = {"URL": os.environ["REDIS_URL"]}
-    settings.RQ_QUEUES = {**settings.RQ_QUEUES, name: here, f"{name}-cron": here}
+    ours = dict.fromkeys((name, f"{name}-own", f"{name}-cron"), here)
+    settings.RQ_QUEUES = {**settings.RQ_QUEUES, **ours}
     settings.DJANGO_SAGA = {"BACKEND": "rq", "QUEUE": name, "LEASE": LEASE}
     queue = get_queue(name, serializer=JSONSerializer)
     yield queue
@@ -345,6 +347,45 @@ def test_a_timeout_of_rq_does_not_strike_into_a_saga(
     queue.connection.hset(job.key, "timeout", "1")
     work(worker, like=(*JSON, "--burst")).end()
     assert status(execution) == "COMPLETED", execution.error_message
+
+
+# With a queue of its own
+
+
+@pytest.fixture
+def own(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> Iterator[Queue]:
+    """The queue of Travel alone."""
+    own = get_queue(f"{queue.name}-own", serializer=JSONSerializer)
+    monkeypatch.setattr(Travel, "queue", own.name)
+    yield own
+    own.empty()
+    own.connection.close()
+
+
+def test_a_saga_with_a_queue_of_its_own_is_handed_over_there(
+    queue: Queue, own: Queue, journey: Journey
+) -> None:
+    Travel().enqueue(journey, delay=1)
+    assert ScheduledJobRegistry(queue=own).count == 1
+    execution = Travel().enqueue(journey)
+    Travel().enqueue_many([journey] * 2)
+    Stroll().enqueue(journey)
+    assert (queue.count, own.count) == (1, 3)
+    SagaExecution.objects.filter(pk=execution.pk).update(grace_until=None)
+    assert [recovered.saga_id for recovered in sweep()] == [execution.pk]
+    assert (queue.count, own.count) == (1, 4)
+
+
+def test_a_worker_that_takes_turns_keeps_no_queue_waiting(
+    queue: Queue, own: Queue, start: Start, journey: Journey
+) -> None:
+    Stroll().enqueue_many([journey] * 500)
+    last = Travel().enqueue(journey)
+    taking_turns = ("--worker-class", "rq.worker.RoundRobinWorker", "--max-jobs", "10")
+    start("rqworker", queue.name, own.name, *taking_turns, *GUARDED).end()
+    assert status(last) == "COMPLETED"
+    assert SagaExecution.objects.filter(status="COMPLETED").count() == 10
+    assert SagaExecution.objects.filter(status="PENDING").count() == 491
 
 
 # With a transaction, with a delay

@@ -20,7 +20,7 @@ from django_saga.admin import sites
 from django_saga.admin.drawings import sparkline
 from django_saga.admin.formats import badge, moment, name, span
 from django_saga.admin.groups import Shown, show
-from django_saga.admin.jobs import queue_facts
+from django_saga.admin.jobs import queues
 from django_saga.admin.rows import leave_out, stored
 from django_saga.admin.tempo import tempo
 from django_saga.alerts import tell_late
@@ -69,7 +69,7 @@ def _overview(site: AdminSite, request: HttpRequest) -> dict[str, Any]:
         "pauses_url": sites.address(site, "sagapause"),
         "batches": numbers.batches,
         "batches_url": sites.address(site, "sagabatch"),
-        "queue": queue_facts(),
+        "queues": queues(),
         "tempo": tempo(executions, now, to.steps),
     }
 

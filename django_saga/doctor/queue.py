@@ -1,4 +1,4 @@
-"""The backend, and where it is RQ: its queue, its Redis, its workers."""
+"""The backend, and where it is RQ: its queues, their Redis, their workers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from django_saga import registry
 from django_saga.backends import get_backend
 from django_saga.conf import conf
 from django_saga.doctor.finding import Finding
@@ -38,17 +39,21 @@ def _rq() -> Iterator[Finding]:
 
     from django_saga.rq import _connection
 
-    connection = _connection(conf.QUEUE)
-    try:
-        connection.ping()
-    except RedisError as error:
-        what = _("Redis does not answer: %(error)s") % {"error": told(error)}
-        todo = _("Nothing is lost: recover_sagas hands over again once it answers.")
-        yield Finding("redis", "error", what, todo)
-        return
-    yield Finding("redis", "ok", _("Redis answers."))
-    yield from _eviction(connection)
-    yield from _workers(get_queue(conf.QUEUE, connection=connection))
+    servers = []  # the queues may be on several
+    for name in registry.queues():
+        connection = _connection(name)
+        try:
+            server = connection.info("server")["run_id"]
+        except RedisError as error:
+            what = _("Redis does not answer: %(error)s") % {"error": told(error)}
+            todo = _("Nothing is lost: recover_sagas hands over again once it answers.")
+            yield Finding("redis", "error", what, todo)
+            continue
+        if server not in servers:
+            servers.append(server)
+            yield Finding("redis", "ok", _("Redis answers."))
+            yield from _eviction(connection)
+        yield from _workers(get_queue(name, connection=connection))
 
 
 def _eviction(connection: Any) -> Iterator[Finding]:
@@ -82,8 +87,8 @@ def _workers(queue: Any) -> Iterator[Finding]:
     )
     todo = _("RQ does not tell a worker's job class: see to it that it is django_saga.rq.SagaJob.")
     yield Finding("workers", "ok", what % facts, todo)
-    others = sorted({name for worker in workers for name in worker.queue_names()} - {queue.name})
-    if others:
+    listened = {name for worker in workers for name in worker.queue_names()}
+    if others := sorted(listened - set(registry.queues())):
         what = _("Workers of this queue listen to others too: %(names)s.")
         todo = _("Give sagas workers of their own: one on several queues can lose a job.")
         yield Finding("queues", "warning", what % {"names": ", ".join(others)}, todo)
