@@ -17,7 +17,7 @@ from django_saga.machine import Outcome, State
 from django_saga.saga import default_storage
 from django_saga.steps import StepType, current_step
 from django_saga.storage import MemorySagaStorage
-from django_saga.storage.base import Checkpoint, Claim, Saved
+from django_saga.storage.base import Checkpoint, Claim, SagaStorage, Saved
 from django_saga.testing.faults import Crash, Scene
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ class Life:
         raise Crash
 
     # The storage
+
+    write = SagaStorage.write
 
     def create(self, saga_id: UUID, saga: str, state: State, **options: Any) -> Claim | None:
         claim = self._storage.create(saga_id, saga, state, **options)
