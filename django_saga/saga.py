@@ -59,7 +59,7 @@ class Saga(Generic[ContextT]):
     context_editable: ClassVar[bool] = False
     """Whether operators may edit the stored context of an execution."""
 
-    queue: ClassVar[str | None] = None
+    queue: str | None = None
     """The django-rq queue of its jobs; default: the setting ``QUEUE``."""
 
     storage: SagaStorage
@@ -76,8 +76,7 @@ class Saga(Generic[ContextT]):
         owner = f"Saga {cls.__qualname__}"
         if not isinstance(cls.__dict__["name"], _DefaultName):
             _check_name(owner, cls.__dict__["name"])
-        if cls.queue is not None and not (isinstance(cls.queue, str) and cls.queue):
-            raise InvalidDefinition(f"{owner}: its queue must be a name, not {cls.queue!r}.")
+        _check_queue(owner, cls.queue)
         cls.definition = define(owner, cls.steps, cls.retired_steps, _context_of(cls))
         registry.register(cls)
 
@@ -87,6 +86,7 @@ class Saga(Generic[ContextT]):
         steps: Sequence[StepType | Fallback] | None = None,
         container: Any = None,
         storage: SagaStorage | None = None,
+        queue: str | None = None,
         name: str | None = None,
     ) -> None:
         if name is not None:
@@ -102,6 +102,9 @@ class Saga(Generic[ContextT]):
             self.storage = storage
         elif not hasattr(self, "storage"):
             self.storage = default_storage()
+        if queue is not None:
+            _check_queue(f"Saga {type(self).__qualname__}", queue)
+            self.queue = queue
         self._container = container
 
     @property
@@ -326,10 +329,13 @@ def _refuse_out_of_reach(saga: Saga[Any]) -> None:
     """A worker gets an id, looks into the project's database, and for the saga by its name."""
     registry.find_saga(saga.name)
     ours, theirs = default_storage(), saga.storage
+    if "queue" in vars(saga):
+        return  # its workers are those of that database, says who made it
     if type(ours) is not type(theirs) or ours.alias != theirs.alias:
         raise SagaError(
             f"Saga {saga.name} has a storage of its own, where no worker looks: "
-            f"run() it, or leave it in the project's database to enqueue() it."
+            f"run() it, leave it in the project's database to enqueue() it, or give it the queue "
+            "of workers whose database that is."
         )
 
 
@@ -351,6 +357,11 @@ def default_container() -> Any:
     if container is not None and not hasattr(container, "resolve"):
         raise InvalidSettings(f"DJANGO_SAGA['CONTAINER'] {container!r} has no resolve(type).")
     return container
+
+
+def _check_queue(owner: str, queue: object) -> None:
+    if queue is not None and not (isinstance(queue, str) and queue):
+        raise InvalidDefinition(f"{owner}: its queue must be a name, not {queue!r}.")
 
 
 def _check_name(owner: str, name: object) -> None:
