@@ -504,7 +504,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name="sagaexecution",
-            index=models.Index(fields=["-created_at"], name="saga_newest"),
+            index=models.Index(fields=["created_at"], name="saga_newest"),
         ),
         migrations.AddIndex(
             model_name="sagaexecution",
@@ -518,7 +518,7 @@ class Migration(migrations.Migration):
             model_name="sagaexecution",
             index=models.Index(
                 condition=models.Q(("status__in", ["FAILED", "STUCK"])),
-                fields=["status", "-created_at"],
+                fields=["status", "created_at"],
                 name="saga_ended_badly",
             ),
         ),
@@ -530,7 +530,7 @@ class Migration(migrations.Migration):
                     ("status__in", ["FAILED", "STUCK"]),
                     models.Q(("failure_group", ""), _negated=True),
                 ),
-                fields=["failure_group", "-created_at"],
+                fields=["failure_group", "created_at"],
                 name="saga_unsettled",
             ),
         ),

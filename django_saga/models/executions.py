@@ -96,19 +96,19 @@ class SagaExecution(models.Model):
         ]
         # None holds a column that an ordinary checkpoint changes: such updates stay heap-only.
         indexes: ClassVar = [
-            models.Index(fields=["-created_at"], name="saga_newest"),
+            models.Index(fields=["created_at"], name="saga_newest"),
             models.Index(
                 fields=["saga", "created_at"],
                 name="saga_active",
                 condition=models.Q(status__in=["PENDING", "RUNNING", "COMPENSATING"]),
             ),
             models.Index(
-                fields=["status", "-created_at"],
+                fields=["status", "created_at"],
                 name="saga_ended_badly",
                 condition=models.Q(status__in=["FAILED", "STUCK"]),
             ),
             models.Index(
-                fields=["failure_group", "-created_at"],
+                fields=["failure_group", "created_at"],
                 name="saga_unsettled",
                 condition=models.Q(status__in=["FAILED", "STUCK"], settled_at=None)
                 & ~models.Q(failure_group=""),
