@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import queue
-import signal
 import sys
-import threading
 import time
 from argparse import ArgumentTypeError
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -28,6 +25,7 @@ from django_saga.exceptions import SagaError, StorageUnavailable
 from django_saga.machine import Status
 from django_saga.recovery import Recovered, sweep
 from django_saga.saga import default_storage
+from django_saga.stopping import Stop, told_to_stop
 from django_saga.storage.base import Claim
 from django_saga.texts import told
 
@@ -113,7 +111,7 @@ class Command(BaseCommand):
         self._print(f"{_executions(len(due))} due; nothing was touched.", verbosity=1)
 
     def _sweep_once(self) -> None:
-        with _told_to_stop() as stop:
+        with told_to_stop() as stop:
             tally = self._sweep(stop)
             self._work(tally, stop, BATCH_SECONDS)
         self._print_summary(tally)
@@ -121,7 +119,7 @@ class Command(BaseCommand):
             raise CommandError("\n".join(tally.faults))
 
     def _watch(self, seconds: float) -> None:
-        with _told_to_stop() as stop:
+        with told_to_stop() as stop:
             while True:
                 close_old_connections()
                 tally = self._sweep(stop)
@@ -244,36 +242,6 @@ class Tally:
             ],
             "error": self.error,
         }
-
-
-Stop = queue.SimpleQueue[int]
-
-
-@contextmanager
-def _told_to_stop() -> Iterator[Stop]:
-    """A queue that gets the first SIGTERM or SIGINT; the next one does what it always did.
-
-    A handler that some host of this command has set, such as a worker's, is left alone.
-    """
-    stop: Stop = queue.SimpleQueue()  # whose put(), unlike an Event's set(), is fit for a handler
-    before: dict[int, Any] = {}
-
-    def restore() -> None:
-        while before:
-            signal.signal(*before.popitem())
-
-    def told(number: int, frame: FrameType | None) -> None:
-        restore()
-        stop.put(number)
-
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-                before[number] = signal.signal(number, told)
-    try:
-        yield stop
-    finally:
-        restore()
 
 
 def _fault(recovered: Recovered) -> str:
