@@ -91,6 +91,8 @@ class ContextCodec(Generic[ContextT]):
 
     def decode(self, stored: str) -> ContextT:
         """The context from its JSON; raises :class:`InvalidContext`, naming the field."""
+        if not stored:
+            raise InvalidContext("Its context was removed by retention.")
         try:
             return self._decoder.decode(stored)
         except Exception as error:  # also from a __post_init__

@@ -30,6 +30,7 @@ EXECUTION = (
         "recoveries",
     ),
     *("retry_of_id", "driver", "token", "created_at", "updated_at", "finished_at", "settled_at"),
+    "blanked_at",
     *("wake_at", "lease_until", "grace_until"),
 )
 RECORD = (
@@ -63,7 +64,12 @@ def _value(key: str, value: Any) -> Any:
 
 
 def context_of(execution: SagaExecution) -> Any:
-    """The stored context with its secrets masked, as JSON has it; a text where it is none."""
+    """The stored context with its secrets masked, as JSON has it; a text where it is none.
+
+    None where retention removed it.
+    """
+    if execution.blanked_at is not None:
+        return None
     masked = mask_json(execution.context, _sensitive(execution))
     try:
         return json.loads(masked)

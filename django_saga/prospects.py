@@ -129,6 +129,8 @@ def why_not(execution: SagaExecution, verdict: str, now: datetime) -> str:
             text = _("It is paused; resume its saga and its step first.")
         case Verdict.SETTLED:
             text = _("It was settled by hand already.")
+        case Verdict.BLANKED:
+            text = _("Its context was removed by retention, so it cannot be started anew.")
         case Verdict.FREE:
             text = _("Nobody holds it; there is no lease to release.")
         case _other:

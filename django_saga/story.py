@@ -106,6 +106,8 @@ def _comes_next(execution: SagaExecution, now: datetime, retried: bool) -> str:
     facts = _facts(execution, now)
     if execution.status == Status.COMPLETED:
         return _("There is nothing to do.")
+    if execution.blanked_at and not retried:
+        return _("Nothing can be done: its context was removed by retention.")
     if execution.status == Status.FAILED and execution.error_type == CANCELLED and not retried:
         return _("Nothing: it was cancelled on purpose. A retry would start it anew.")
     if execution.status == Status.FAILED:

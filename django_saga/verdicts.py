@@ -39,6 +39,7 @@ class Verdict(models.TextChoices):
     RETRIED = "retried", pgettext_lazy("saga verdict", "have been retried already")
     CANCELLED = "cancelled", pgettext_lazy("saga verdict", "were cancelled on purpose")
     SETTLED = "settled", pgettext_lazy("saga verdict", "have been settled by hand")
+    BLANKED = "blanked", pgettext_lazy("saga verdict", "have lost their contexts to retention")
     COMPLETED = "completed", pgettext_lazy("saga verdict", "are completed")
     ACTIVE = "active", pgettext_lazy("saga verdict", "have not ended")
     STUCK = "stuck", pgettext_lazy("saga verdict", "are stuck: retry them")
@@ -94,6 +95,7 @@ def retry_verdict() -> Case:
         When(status=Status.STUCK, settled_at=None, then=Value(Verdict.AGAIN.value)),
         When(status=Status.STUCK, settled_at__isnull=False, then=Value(Verdict.SETTLED.value)),
         When(status=Status.FAILED, settled_at__isnull=False, then=Value(Verdict.RETRIED.value)),
+        When(status=Status.FAILED, blanked_at__isnull=False, then=Value(Verdict.BLANKED.value)),
         When(status=Status.FAILED, error_type=CANCELLED, then=Value(Verdict.CANCELLED.value)),
         When(status=Status.FAILED, then=Value(Verdict.ANEW.value)),
         When(status=Status.COMPLETED, then=Value(Verdict.COMPLETED.value)),

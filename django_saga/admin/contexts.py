@@ -38,7 +38,9 @@ def _fields(stored: str) -> dict[str, Any]:
 
 
 def contexts_of(execution: SagaExecution, *, masked: bool) -> list[dict[str, Any]]:
-    """The stored context, and the original where that is another, for reading."""
+    """The stored context, and the original where that is another, for reading; none if blanked."""
+    if execution.blanked_at is not None:
+        return []
     sensitive = sensitive_of(execution)
 
     def context(title: str, stored: str, **options: Any) -> dict[str, Any]:

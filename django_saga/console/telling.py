@@ -73,7 +73,9 @@ def _show(document: Document) -> Iterator[str]:
     yield from _section("History (UTC)", [_record(record) for record in document["history"]])
     yield from _section("Retries", [_line(r["id"], r["status"]) for r in document["retries"]])
     yield from _section("What operators did", [_entry(entry) for entry in document["audit"]])
-    if "context" in document:
+    if row["blanked_at"]:
+        yield f"Contexts, their changes and what errors said: removed at {row['blanked_at']}"
+    elif "context" in document:
         yield from _section("Context", [plain(json.dumps(document["context"]))])
     yield from _section("What can be done", [dashed(verb) for verb in document["possible"]])
 

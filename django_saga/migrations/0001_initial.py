@@ -254,6 +254,14 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 (
+                    "blanked_at",
+                    models.DateTimeField(
+                        help_text="When retention removed its contexts and errors.",
+                        null=True,
+                        verbose_name="blanked at",
+                    ),
+                ),
+                (
                     "status",
                     models.CharField(
                         choices=[
@@ -540,6 +548,22 @@ class Migration(migrations.Migration):
                 condition=models.Q(("retry_of__isnull", False)),
                 fields=["retry_of"],
                 name="saga_retries",
+            ),
+        ),
+        migrations.AddIndex(
+            model_name="sagaexecution",
+            index=models.Index(
+                condition=models.Q(("blanked_at", None), ("finished_at__isnull", False)),
+                fields=["saga", "finished_at"],
+                name="saga_finished",
+            ),
+        ),
+        migrations.AddIndex(
+            model_name="sagaexecution",
+            index=models.Index(
+                condition=models.Q(("blanked_at__isnull", False)),
+                fields=["saga", "finished_at"],
+                name="saga_blanked",
             ),
         ),
     ]

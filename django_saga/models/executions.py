@@ -53,6 +53,9 @@ class SagaExecution(models.Model):
     settled_at = models.DateTimeField(
         _("settled at"), null=True, help_text=_("When an operator dealt with its failure.")
     )
+    blanked_at = models.DateTimeField(
+        _("blanked at"), null=True, help_text=_("When retention removed its contexts and errors.")
+    )
     status = models.CharField(_("status"), max_length=12, choices=Status.choices)
     step = models.CharField(_("step"), max_length=100, blank=True)
     action = models.CharField(_("action"), max_length=10, db_default="act")
@@ -117,6 +120,17 @@ class SagaExecution(models.Model):
                 fields=["retry_of"],
                 name="saga_retries",
                 condition=models.Q(retry_of__isnull=False),
+            ),
+            # What has ended is in one of these two: pruning finds what is old without reading on.
+            models.Index(
+                fields=["saga", "finished_at"],
+                name="saga_finished",
+                condition=models.Q(finished_at__isnull=False, blanked_at=None),
+            ),
+            models.Index(
+                fields=["saga", "finished_at"],
+                name="saga_blanked",
+                condition=models.Q(blanked_at__isnull=False),
             ),
         ]
 

@@ -68,6 +68,11 @@ def audited(
         raise
 
 
+def enter(verb: str, asked: Asked, storage: DjangoSagaStorage, **about: Any) -> None:
+    """Enter by itself that something was done."""
+    _entry(verb, asked, about).save(using=storage.alias)
+
+
 def refuse(
     verb: str, error: Exception, asked: Asked, storage: DjangoSagaStorage, **about: Any
 ) -> None:

@@ -203,6 +203,8 @@ def _why_not(execution: SagaExecution, verdict: Verdict) -> str:
             why = "is paused; resume its saga and its step first"
         case Verdict.SETTLED:
             why = f"was settled by hand at {_moment(execution.settled_at)}"
+        case Verdict.BLANKED:
+            why = "cannot be started anew: its context was removed by retention"
         case Verdict.FREE:
             why = "is held by nobody; there is no lease to release"
         case _:

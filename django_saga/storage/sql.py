@@ -66,7 +66,10 @@ class Dialect:
     readable: str = ""  # whether Python can read a row's times at all
 
 
-_TIMES = ("created_at", "updated_at", "finished_at", "settled_at", "lease_until", "wake_at")
+_TIMES = (
+    *("created_at", "updated_at", "finished_at", "settled_at", "blanked_at"),
+    *("lease_until", "wake_at"),
+)
 
 DIALECTS = {
     "postgresql": Dialect(
