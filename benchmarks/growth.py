@@ -1,0 +1,265 @@
+"""What grows with the history: each statement and each screen, at several sizes of the tables.
+
+``DATABASE_URL=postgres://... python run.py python -m benchmarks.growth --sizes 0,100000,1000000``
+makes a database for each size on that server, and drops it in the end. Size 0 holds what fills one
+page of each list, and nothing else. The rounds go from one database to the next, all in one
+process; medians are compared, and the ratio to the first size is what counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import django
+
+RATIO = 1.3  # of a median to that at the first size
+ROUNDS = 15
+WRITES = 20  # sagas of each kind in a round
+DUE = (0, 10, 10_000)
+FILLING = 30_000  # executions of a crowd whose failures fill a page
+EXECUTIONS = "django_saga_sagaexecution"
+
+_ONLY_FAILURES = f"""
+WITH gone AS (DELETE FROM {EXECUTIONS} WHERE status = 'COMPLETED'
+              AND finished_at < now() - interval '6 hours' RETURNING id)
+DELETE FROM django_saga_sagasteprecord USING gone WHERE execution_id = gone.id
+"""
+# What the crowd has in flight would be due a minute later; it is not what grows.
+_NONE_ACTIVE = f"""
+UPDATE {EXECUTIONS} SET status = 'COMPLETED', step = '', in_flight = false, lease_until = NULL,
+       finished_at = updated_at WHERE status = 'RUNNING'
+"""
+_DUE = f"""
+INSERT INTO {EXECUTIONS} (id, saga, plan, initial_context, context, created_at, updated_at, status,
+                          step, in_flight, effects, token, driver)
+SELECT gen_random_uuid(), 'growth.Due', '[["S0"]]', '{{}}', '{{}}', now(), now(), 'PENDING', 'S0',
+       false, '[]', 1, '' FROM generate_series(1, %s)
+"""
+
+
+@dataclass
+class Site:
+    """A database of its own, and what was measured on it."""
+
+    size: int
+    connection: Any
+    client: Any = None
+    pages: dict[str, str] = field(default_factory=dict)
+    times: dict[str, list[float]] = field(default_factory=dict)
+
+    @contextmanager
+    def visited(self) -> Iterator[Any]:
+        """Make it the default database; yields a cursor."""
+        from django.db import connections
+
+        connections["default"] = self.connection
+        with self.connection.cursor() as cursor:
+            yield cursor
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Note how long the block takes."""
+        began = time.perf_counter()
+        yield
+        self.times.setdefault(name, []).append(time.perf_counter() - began)
+
+
+def measure(sizes: list[int], *, records: int = 3, rounds: int = ROUNDS) -> list[dict[str, Any]]:
+    """For each size ``size``, and the median milliseconds of each case."""
+    from django.db import connections
+
+    own = connections["default"]
+    names = {size: f"{own.settings_dict['NAME']}_growth_{size}" for size in sizes}
+    sites = []
+    try:
+        for size, name in names.items():
+            with own.cursor() as cursor:
+                cursor.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+                cursor.execute(f'CREATE DATABASE "{name}"')
+            sites.append(Site(size, connections.create_connection("default")))
+            sites[-1].connection.settings_dict = {**own.settings_dict, "NAME": name}
+            _fill(sites[-1], records)
+        for _ in range(rounds):
+            for site in sites:
+                _go_round(site)
+    finally:
+        connections["default"] = own
+        for site in sites:
+            site.connection.close()
+        with own.cursor() as cursor:
+            for name in names.values():
+                cursor.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+    return [
+        {"size": site.size}
+        | {name: statistics.median(each) * 1000 for name, each in site.times.items()}
+        for site in sites
+    ]
+
+
+def _fill(site: Site, records: int) -> None:
+    from django.contrib.auth import get_user_model
+    from django.core.management import call_command
+    from django.test import Client
+
+    from testproject.shop.crowd import gather
+
+    with site.visited() as cursor:
+        call_command("migrate", verbosity=0)
+        gather(FILLING, records=records)
+        cursor.execute(_ONLY_FAILURES)
+        if site.size:
+            gather(site.size, records=records)
+        cursor.execute(_NONE_ACTIVE)
+        cursor.execute("VACUUM ANALYZE")
+        cursor.execute("CHECKPOINT")
+        site.client = Client()
+        site.client.force_login(get_user_model().objects.create_superuser("growth"))
+        site.pages = _pages()
+        for path in site.pages.values():  # what is cached for the process is cached now
+            site.client.get(path)
+
+
+def _go_round(site: Site) -> None:
+    with site.visited() as cursor:
+        _run_sagas(site)
+        _drive(site, cursor)
+        for due in DUE:
+            _sweep(site, cursor, due)
+        for name, path in site.pages.items():
+            with site.timed(name):
+                response = site.client.get(path)
+            assert response.status_code == 200, (path, response.status_code)
+
+
+def _run_sagas(site: Site) -> None:
+    from benchmarks.compare import define
+    from django_saga import Abort, Saga, SagaContext, SagaFailed, SagaStepHandler
+
+    class Fails(SagaStepHandler[SagaContext]):
+        def act(self, context: SagaContext) -> None:
+            raise Abort("no")
+
+    def note(execute: Any, sql: str, *rest: Any) -> Any:
+        kind = "starting" if sql.startswith("INSERT") else "checkpointing"
+        with site.timed("failing" if "failure AS" in sql else kind):
+            return execute(sql, *rest)
+
+    saga, context = define()
+    drive, failing = saga(), Saga(steps=[*saga.steps[:1], Fails], name="growth.Failing")
+    with site.connection.execute_wrapper(note):
+        for _ in range(WRITES):
+            drive.run(context())
+            with suppress(SagaFailed):
+                failing.run(context())
+
+
+def _drive(site: Site, cursor: Any) -> None:
+    from benchmarks.compare import define
+    from django_saga import machine
+    from django_saga.models import new_id
+    from django_saga.storage import DjangoSagaStorage
+
+    saga, _context = define()
+    storage = DjangoSagaStorage()
+    state = machine.start(saga.definition.plan, "{}")
+    held = []
+    for pk in [new_id() for _ in range(WRITES)]:
+        storage.create(pk, saga.name, state, driver="lost", lease=0.0)
+        with site.timed("acquiring"):
+            held.append((pk, storage.acquire(pk, driver="growth", lease=60.0).token))
+    with site.timed(f"renewing {WRITES}"):
+        storage.renew(held, lease=60.0)
+    for lease in held:
+        with site.timed("releasing"):
+            storage.release(*lease)
+    cursor.execute(f"DELETE FROM {EXECUTIONS} WHERE id = ANY(%s)", [[pk for pk, _ in held]])
+
+
+def _sweep(site: Site, cursor: Any, due: int) -> None:
+    from django_saga.storage import DjangoSagaStorage
+
+    cursor.execute(_DUE, [due])
+    cursor.execute(f"VACUUM ANALYZE {EXECUTIONS}")
+    with site.timed(f"sweep, {due} due"):
+        claims = DjangoSagaStorage().due(20, driver="growth", lease=60.0)
+    assert len(claims) == min(due, 20)
+    cursor.execute(f"DELETE FROM {EXECUTIONS} WHERE saga = 'growth.Due' AND status = 'PENDING'")
+    cursor.execute(f"VACUUM {EXECUTIONS}")
+
+
+def _pages() -> dict[str, str]:
+    from django.urls import reverse
+
+    from django_saga.models import SagaExecution, SagaFailureGroup
+
+    def listed(model: str, query: str = "") -> str:
+        return f"{reverse(f'admin:django_saga_{model}_changelist')}{query}"
+
+    def one(model: str, pk: Any) -> str:
+        return reverse(f"admin:django_saga_{model}_change", args=[pk])
+
+    stuck = SagaExecution.objects.filter(status="STUCK").order_by("created_at")[0].pk
+    recent = SagaExecution.objects.filter(status="COMPLETED").order_by("-created_at")[0].pk
+    group = SagaFailureGroup.objects.filter(saga="shop.OrderSaga").order_by("id")[0].pk
+    return {
+        "list": listed("sagaexecution"),
+        "list of all": listed("sagaexecution", "?status=all"),
+        "filter": listed("sagaexecution", "?status=FAILED"),
+        "filter of a group": listed("sagaexecution", f"?group={group}&status=all"),
+        "search": listed("sagaexecution", f"?q={stuck}"),
+        "groups": listed("sagafailuregroup"),
+        "a group": one("sagafailuregroup", group),
+        "a stuck one": one("sagaexecution", stuck),
+        "a completed one": one("sagaexecution", recent),
+        "overview": reverse("admin:app_list", args=["django_saga"]),
+    }
+
+
+def report(found: list[dict[str, Any]]) -> bool:
+    """Print medians, ratios and verdicts; returns whether all hold."""
+    first, *others = found
+    print(f"{'milliseconds at':18} {first['size']:>10,}", end="")
+    print("".join(f" {each['size']:>10,} {'ratio':>13}" for each in others))
+    missed = []
+    for name in (name for name in first if name != "size"):
+        print(f"{name:18} {first[name]:10.2f}", end="")
+        for each in others:
+            ratio = each[name] / first[name]
+            verdict = "holds" if ratio <= RATIO else "MISSED"
+            missed += [name] if ratio > RATIO else []
+            print(f" {each[name]:10.2f} {ratio:6.2f} {verdict:>6}", end="")
+        print()
+    print(f"target: at most {RATIO}: {'MISSED' if missed else 'holds'}")
+    return not missed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", default="0,100000,1000000", help="executions, with commas")
+    parser.add_argument("--records", type=int, default=3, help="of each execution")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    options = parser.parse_args()
+    logging.disable(logging.CRITICAL)
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "testproject.settings")
+    from django.conf import settings
+
+    settings.DEBUG = False  # it would have Django keep every statement
+    settings.ALLOWED_HOSTS = ["*"]
+    django.setup()
+    sizes = [int(size) for size in options.sizes.split(",")]
+    report(measure(sizes, records=options.records, rounds=options.rounds))
+
+
+if __name__ == "__main__":
+    main()
