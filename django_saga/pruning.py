@@ -228,18 +228,18 @@ def _sagas(rows: Executions) -> Iterator[str]:
 
 
 # What is done to the executions of a batch; {ids} is "= ANY(...)" or "IN (...)".
-_EDITS = (
+EDITS = (
     "UPDATE django_saga_sagaauditentry SET detail = 'Removed by retention.' "
     "WHERE execution_id {ids} AND verb = 'edit_context' AND result = 'done'"
 )
 _STATEMENTS = {
     Stage.DELETE: (
-        _EDITS,
+        EDITS,
         f"DELETE FROM {RECORDS} WHERE execution_id {{ids}}",
         f"DELETE FROM {EXECUTIONS} WHERE id {{ids}}",
     ),
     Stage.BLANK: (
-        _EDITS,
+        EDITS,
         f"UPDATE {RECORDS} SET changes = '', error_message = '', traceback = '' "
         "WHERE execution_id {ids} AND (changes <> '' OR error_message <> '' OR traceback <> '')",
         f"UPDATE {EXECUTIONS} SET context = '', initial_context = '', fallback_context = NULL, "

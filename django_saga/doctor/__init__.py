@@ -7,7 +7,7 @@ from typing import Any
 
 from django.utils.translation import gettext as _
 
-from django_saga.doctor import configuration, database, executions, queue
+from django_saga.doctor import configuration, database, executions, partitions, queue
 from django_saga.doctor.finding import LEVELS, Finding, Level
 from django_saga.texts import told
 
@@ -30,6 +30,7 @@ _ROWS: tuple[Examination, ...] = (
     executions.names,
     executions.rows,
     executions.batches,
+    partitions.partitions,
 )
 
 
