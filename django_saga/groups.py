@@ -10,13 +10,13 @@ from typing import Any
 
 from django.core.exceptions import EmptyResultSet
 from django.db import connections
-from django.db.models import OuterRef, QuerySet, Subquery
+from django.db.models import OuterRef, Q, QuerySet, Subquery
 from django.db.models.expressions import RawSQL
 from django.utils.translation import gettext as _
 
 from django_saga.counts import CAP, by_hour, hours_ago, tally
 from django_saga.models import SagaExecution, SagaFailureGroup
-from django_saga.verdicts import DatabaseNow, unsettled
+from django_saga.verdicts import DatabaseNow, dealt_with, unsettled
 
 Executions = QuerySet[SagaExecution]
 Groups = QuerySet[SagaFailureGroup]
@@ -26,11 +26,13 @@ LIMIT = 1_000  # groups that are looked at
 
 @dataclass(frozen=True)
 class Seen:
-    """A group with executions that nobody has dealt with, and when these were created."""
+    """A group, and when its executions were created."""
 
     group: SagaFailureGroup
-    oldest: datetime
-    newest: datetime
+    oldest: datetime | None
+    """The oldest that nobody has dealt with; None: all of it has been dealt with."""
+    newest: datetime | None
+    """The newest, dealt with or not; None: none is there any more, or of this cause."""
     now: datetime
     """The database's clock."""
 
@@ -92,12 +94,37 @@ def _sql(queryset: QuerySet[Any, Any]) -> tuple[str, tuple[Any, ...]]:
 
 def seen(groups: Groups, executions: Executions) -> list[Seen]:
     """Those of the groups that have unsettled executions, the latest seen first; one query."""
-    mine = executions.filter(unsettled(), failure_group=OuterRef("pk"))
-    oldest = mine.order_by("created_at").values("created_at")[:1]
-    newest = mine.order_by("-created_at").values("created_at")[:1]
-    rows: Any = groups.annotate(now=DatabaseNow(), oldest=Subquery(oldest), newest=Subquery(newest))
-    found = [Seen(row, row.oldest, row.newest, row.now) for row in rows if row.oldest]
+    found = [each for each in look(groups, executions) if each.oldest]
     return sorted(found, key=lambda each: (each.newest, each.group.pk), reverse=True)
+
+
+def look(groups: Groups, executions: Executions) -> list[Seen]:
+    """All of these groups; one query."""
+    mine = executions.filter(failure_group=OuterRef("pk"))
+
+    def first(which: Q, order: str) -> Subquery:
+        return Subquery(mine.filter(which).order_by(order).values("created_at")[:1])
+
+    rows: Any = groups.annotate(
+        now=DatabaseNow(),
+        oldest=first(unsettled(), "created_at"),
+        newest=first(unsettled(), "-created_at"),
+        newest_dealt_with=first(dealt_with(), "-created_at"),
+    )
+    return [
+        Seen(
+            row,
+            row.oldest,
+            max(filter(None, (row.newest, row.newest_dealt_with)), default=None),
+            row.now,
+        )
+        for row in rows
+    ]
+
+
+def number_dealt_with(executions: Executions, id: str) -> int:
+    """How many of a group somebody has dealt with, up to ``CAP`` + 1; one query."""
+    return executions.filter(dealt_with(), failure_group=id).order_by()[: CAP + 1].count()
 
 
 def numbers(executions: Executions, ids: Sequence[str], now: datetime) -> dict[str, Numbers]:

@@ -57,6 +57,11 @@ def unsettled() -> Q:
     return ended & ~Q(failure_group="")
 
 
+def dealt_with() -> Q:
+    """Failed or stuck for a cause, and an operator has dealt with it."""
+    return Q(settled_at__isnull=False) & ~Q(failure_group="")
+
+
 def paused() -> Exists:
     """Whether an execution's saga is paused, or the step at which it stands."""
     here = Q(step="") | Q(step=OuterRef("step"))

@@ -143,8 +143,8 @@ def test_the_list_tells_all_of_a_group_and_leads_to_what_is_behind_it(operator: 
     html = html[html.rindex("<article") :]
     told = facts(html)
     assert told["Not dealt with"] == "3"
-    assert told["Last hour"] == "2"
-    assert told["Last 24 hours"] == "3"
+    assert told["Of these, last hour"] == "2"
+    assert told["Of these, last 24 hours"] == "3"
     assert told["Oldest waiting"] == "2 h 0 m"
     assert "no money" in html
     assert "in Pay of tests.TripSaga" in html
@@ -220,13 +220,40 @@ def test_the_page_shows_the_latest_and_the_traceback_and_leads_to_the_verbs(
     assert "22" in confirmation
 
 
-def test_a_group_that_was_dealt_with_says_so(operator: Client) -> None:
-    failed = failed_trip()
-    changed(failed, settled_at=timezone.now())
-    html = page(operator, one(failed))
-    assert "all of it has been dealt with" in html
+def test_a_group_that_was_dealt_with_says_so_and_leads_to_what_was(operator: Client) -> None:
+    failures = [aged(failed_trip(), hours=hours) for hours in (5, 3, 4)]
+    for failed in failures:
+        changed(failed, settled_at=timezone.now())
+    SagaFailureGroup.objects.update(first_seen=timezone.now() - timedelta(hours=5))
+    stuck_trip()
+    html = page(operator, one(failures[0]))
+    assert "Nothing: all 3 that failed so were dealt with." in html
+    told = facts(html)
+    assert (told["Not dealt with"], told["Dealt with"]) == ("0", "3")
+    assert (told["First seen"], told["Last seen"]) == ("5 h 0 m ago", "3 h 0 m ago")
+    assert "Of these, last hour" not in told
     assert f"{EXECUTIONS}retry/" not in html
-    assert listed(operator) == []
+    assert failures[0].failure_group not in listed(operator)
+    query = f"?group={failures[0].failure_group}&status=dealt-with"
+    assert f'href="{EXECUTIONS}{query.replace("&", "&amp;")}"' in html
+    assert shown(operator, query) == {each.pk for each in failures}
+    assert shown(operator, "?status=dealt-with") == {each.pk for each in failures}
+
+
+def test_a_group_is_seen_last_by_what_was_dealt_with_too(operator: Client) -> None:
+    left, dealt_with = aged(failed_trip(), hours=5), aged(failed_trip(), hours=3)
+    changed(dealt_with, settled_at=timezone.now())
+    told = facts(page(operator, one(left)))
+    assert (told["Not dealt with"], told["Dealt with"]) == ("1", "1")
+    assert (told["Oldest waiting"], told["Last seen"]) == ("5 h 0 m", "3 h 0 m ago")
+
+
+def test_a_group_of_which_nothing_is_left_claims_no_time(operator: Client) -> None:
+    failed = failed_trip()
+    SagaExecution.objects.all().delete()
+    html = page(operator, one(failed))
+    assert "Nothing: no execution that is there failed so" in html
+    assert facts(html)["Last seen"] == "\N{EN DASH}"
 
 
 def test_text_from_outside_is_never_markup(operator: Client) -> None:

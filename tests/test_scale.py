@@ -115,6 +115,10 @@ def pages() -> dict[str, Any]:
         "groups": lambda: changelist("sagafailuregroup"),
         "one group": lambda: reverse("admin:django_saga_sagafailuregroup_change", args=[group()]),
         "list of a group": lambda: changelist("sagaexecution", f"?group={group()}&status=all"),
+        "dealt with in a group": lambda: changelist(
+            "sagaexecution", f"?group={group()}&status=dealt-with"
+        ),
+        "dealt with": lambda: changelist("sagaexecution", "?status=dealt-with"),
         "what is stuck": lambda: changelist("sagaexecution", "?status=open-STUCK"),
         "what has failed": lambda: changelist("sagaexecution", "?status=open-FAILED"),
         "overview": lambda: reverse("admin:app_list", args=["django_saga"]),

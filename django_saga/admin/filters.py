@@ -13,7 +13,7 @@ from django.utils.translation import gettext_lazy as _
 
 from django_saga import registry
 from django_saga.models import SagaExecution, SagaFailureGroup
-from django_saga.verdicts import needs_attention, overdue, stands_at, unsettled
+from django_saga.verdicts import dealt_with, needs_attention, overdue, stands_at, unsettled
 
 if TYPE_CHECKING:
     from django.contrib.admin.views.main import ChangeList
@@ -24,6 +24,7 @@ OPEN = [
     ("open-STUCK", _("stuck, not dealt with")),
     ("open-FAILED", _("failed, not dealt with")),
 ]
+DEALT_WITH = "dealt-with"
 SAMPLE = 500  # of the newest failures, from which choices are taken
 
 
@@ -38,6 +39,7 @@ class StatusFilter(admin.SimpleListFilter):
             ("all", _("all")),
             ("overdue", _("without a driver")),
             *OPEN,
+            (DEALT_WITH, _("dealt with")),
             *((status.value, status.label) for status in reversed(Status)),
         ]
 
@@ -53,6 +55,8 @@ class StatusFilter(admin.SimpleListFilter):
             return queryset.filter(overdue())
         if value in dict(OPEN):
             return queryset.filter(unsettled(), status=value.removeprefix("open-"))
+        if value == DEALT_WITH:
+            return queryset.filter(dealt_with())
         if value in Status.values:
             return queryset.filter(status=value)
         if value is None and not self.searches:
@@ -69,8 +73,8 @@ class StatusFilter(admin.SimpleListFilter):
             "display": _("needs attention"),
         }
         for value, title in self.lookup_choices:
-            if value in dict(OPEN) and value != chosen:
-                continue  # the overview leads there
+            if value in {*dict(OPEN), DEALT_WITH} and value != chosen:
+                continue  # the overview, or the page of a group, leads there
             yield {
                 "selected": chosen == value,
                 "query_string": changelist.get_query_string({self.parameter_name: value}),
@@ -141,7 +145,7 @@ class ErrorFilter(_ValueFilter):
 
 
 class GroupFilter(admin.SimpleListFilter):
-    """By failure group: those of it that nobody has dealt with, whatever else is asked for."""
+    """By failure group: those of it that nobody has dealt with, unless the others are asked for."""
 
     title = _("failure group")
     parameter_name = "group"
@@ -160,7 +164,9 @@ class GroupFilter(admin.SimpleListFilter):
             return None
         if "\0" in value:  # PostgreSQL refuses to look for it
             return queryset.none()
-        return queryset.filter(unsettled(), failure_group=value)
+        asked = self.request.GET.get(StatusFilter.parameter_name)
+        which = dealt_with() if asked == DEALT_WITH else unsettled()
+        return queryset.filter(which, failure_group=value)
 
 
 def without_step(query: str) -> str:

@@ -19,6 +19,7 @@ from django.utils.translation import gettext_lazy
 from django_saga import groups, operations
 from django_saga.admin import sites
 from django_saga.admin.drawings import sparkline
+from django_saga.admin.filters import DEALT_WITH
 from django_saga.admin.formats import moment, name, span, status_badge
 from django_saga.admin.rows import leaving_out, stored
 from django_saga.counts import CAP
@@ -95,15 +96,17 @@ class Shown:
 
     @property
     def first_seen(self) -> SafeString:
-        return self._ago(min(self.group.first_seen, self.seen.oldest))
+        known = (self.group.first_seen, self.seen.oldest, self.seen.newest)
+        return self._ago(min(filter(None, known)))
 
     @property
-    def last_seen(self) -> SafeString:
-        return self._ago(self.seen.newest)
+    def last_seen(self) -> str:
+        return self._ago(self.seen.newest) if self.seen.newest else ""
 
     @property
-    def oldest(self) -> SafeString:
-        return moment(self.seen.oldest, span(self.seen.now - self.seen.oldest))
+    def oldest(self) -> str:
+        oldest = self.seen.oldest
+        return moment(oldest, span(self.seen.now - oldest)) if oldest else ""
 
     @property
     def muted_for(self) -> str:
@@ -234,30 +237,43 @@ class SagaFailureGroupAdmin(_Admin):
         """The page of one group; POST changes its note, or how long it is muted."""
         if not self.has_view_permission(request):
             raise PermissionDenied
-        found: Any = None
+        executions = self.executions(request)
+        seen: list[groups.Seen] = []
         if "\0" not in object_id:
             rows = self.get_queryset(request).filter(pk=object_id)
-            found = rows.annotate(now=DatabaseNow()).first()
-        executions = self.executions(request)
-        seen = groups.seen(rows, executions) if found else []
+            seen = groups.look(rows, executions)
         # Its message and note may tell of executions that are not for this user.
-        if found is None or (sites.are_some(executions) and not seen):
+        if not seen or (sites.are_some(executions) and seen[0].newest is None):
             raise Http404("There is no such failure group.")
+        found = seen[0].group
         form = GroupForm(request.POST or None, initial={"note": found.note})
         if request.method == "POST" and form.is_valid():
             self._change(request, found, form.cleaned_data)
             return HttpResponseRedirect(request.get_full_path())
-        each = seen[0] if seen else groups.Seen(found, found.now, found.first_seen, found.now)
         context = {
             **self._page_context(request, str(found)),
             "original": found,
-            "shown": show(self.admin_site, executions, [each])[0],
+            "shown": show(self.admin_site, executions, seen)[0],
+            **self._dealt_with(executions, found),
             "form": form if self.has_change_permission(request) else None,
             "note_only": found.note,
             **self._behind(request, executions, found),
             **(extra_context or {}),
         }
         return TemplateResponse(request, f"{TEMPLATES}/group.html", context)
+
+    def _dealt_with(
+        self, executions: QuerySet[SagaExecution], group: SagaFailureGroup
+    ) -> dict[str, Any]:
+        """How many of a group somebody has dealt with, and where these are."""
+        number = groups.number_dealt_with(executions, group.pk)
+        list_of = sites.address(self.admin_site, sites.EXECUTIONS)
+        query = f"?group={group.pk}&status={DEALT_WITH}"
+        return {
+            "dealt_with": number,
+            "dealt_with_shown": capped(number),
+            "dealt_with_url": f"{list_of}{query}" if list_of else "",
+        }
 
     def _behind(
         self, request: HttpRequest, executions: QuerySet[SagaExecution], group: SagaFailureGroup

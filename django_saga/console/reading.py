@@ -129,8 +129,8 @@ def _groups(found: list[causes.Seen], rows: QuerySet[SagaExecution]) -> list[Doc
             "count_is_more": numbers[seen.group.pk].total > CAP,
             "last_hour": numbers[seen.group.pk].last_hour,
             "last_day": numbers[seen.group.pk].last_day,
-            "oldest": seen.oldest.isoformat(),
-            "newest": seen.newest.isoformat(),
+            "oldest": seen.oldest and seen.oldest.isoformat(),
+            "newest": seen.newest and seen.newest.isoformat(),
             "next": causes.next_action(seen.group),
         }
         for seen in found

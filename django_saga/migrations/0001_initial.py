@@ -566,4 +566,15 @@ class Migration(migrations.Migration):
                 name="saga_blanked",
             ),
         ),
+        migrations.AddIndex(
+            model_name="sagaexecution",
+            index=models.Index(
+                condition=models.Q(
+                    ("settled_at__isnull", False),
+                    models.Q(("failure_group", ""), _negated=True),
+                ),
+                fields=["failure_group", "created_at"],
+                name="saga_dealt_with",
+            ),
+        ),
     ]

@@ -132,6 +132,11 @@ class SagaExecution(models.Model):
                 name="saga_blanked",
                 condition=models.Q(blanked_at__isnull=False),
             ),
+            models.Index(
+                fields=["failure_group", "created_at"],
+                name="saga_dealt_with",
+                condition=models.Q(settled_at__isnull=False) & ~models.Q(failure_group=""),
+            ),
         ]
 
     def __str__(self) -> str:
