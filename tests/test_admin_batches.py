@@ -329,12 +329,29 @@ def test_a_failure_group_is_acted_on_and_nothing_else(operator: Client) -> None:
     assert mine.failure_group != other.failure_group
     group = SagaFailureGroup.objects.get(pk=mine.failure_group)
     address = f"{BASE}retry/?group={group.pk}&status=all"
-    assert f"failure group: {group}" in words(page(operator, address)).replace("&#x27;", "'")
+    title = f"status: not dealt with; failure group: {group}"
+    assert f"Retry: {title}" in words(page(operator, address))
     batch = do(operator, address)
+    assert batch.title == title
     assert [item.execution_id for item in items(batch)] == [mine.pk]
     assert changed(other).settled_at is None
     for nobody in ("x", "%00", uuid.uuid4().hex):
         assert "Nothing can be done" in page(operator, f"{BASE}retry/?group={nobody}&status=all")
+
+
+@pytest.mark.parametrize(
+    ("query", "title"),
+    [
+        ("", "all that needs attention"),
+        ("?saga=tests.TripSaga", "all that needs attention; saga: tests.TripSaga"),
+        ("?status=all&saga=tests.TripSaga", "status: all; saga: tests.TripSaga"),
+    ],
+)
+def test_a_batch_is_named_for_what_its_filters_mean(
+    query: str, title: str, operator: Client
+) -> None:
+    failed_trip()
+    assert do(operator, f"{BASE}retry/{query}").title == title
 
 
 def test_a_selection_is_acted_on_and_nothing_else(operator: Client) -> None:

@@ -257,10 +257,11 @@ def _page_of(batch: SagaBatch, site: str) -> str:
 def _described(changelist: Any) -> str:
     """The filters of the list in words."""
     chosen = [(spec, spec.value()) for spec in changelist.filter_specs if spec.value()]
-    parts = [f"{s.title}: {dict(s.lookup_choices).get(value, value)}" for s, value in chosen]
+    parts = [_("all that needs attention")] if changelist.opens_on_attention else []
+    parts += [f"{s.title}: {dict(s.lookup_choices).get(value, value)}" for s, value in chosen]
     if changelist.query:
         parts.append(_("id: %(id)s") % {"id": changelist.query})
-    return "; ".join(parts) or _("all that needs attention")
+    return "; ".join(parts)
 
 
 def _left_alone(number: int) -> str:

@@ -35,8 +35,9 @@ class StatusFilter(admin.SimpleListFilter):
     parameter_name = "status"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        in_group = request.GET.get(GroupFilter.parameter_name)
         return [
-            ("all", _("all")),
+            ("all", _("not dealt with") if in_group else _("all")),
             ("overdue", _("without a driver")),
             *OPEN,
             (DEALT_WITH, _("dealt with")),
