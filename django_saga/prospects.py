@@ -119,6 +119,8 @@ def why_not(execution: SagaExecution, verdict: str, now: datetime) -> str:
             text = _("It is completed; there is nothing to do.")
         case Verdict.ACTIVE:
             text = _("It has not ended: it is %(status)s.")
+        case Verdict.STUCK | Verdict.FAILED if execution.settled_at:
+            text = _("It has ended, as %(status)s, and was dealt with already.")
         case Verdict.STUCK | Verdict.FAILED:
             text = _("It has ended, as %(status)s; retry it.")
         case Verdict.RETRIED:

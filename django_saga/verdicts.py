@@ -11,7 +11,7 @@ from typing import Any
 from django.db import models
 from django.db.models import Case, Exists, F, OuterRef, Q, Value, When
 from django.db.models.functions import Now
-from django.utils.translation import pgettext_lazy
+from django.utils.translation import npgettext_lazy
 
 from django_saga.interventions import CANCELLED
 from django_saga.machine import ACTIVE
@@ -30,25 +30,125 @@ class DatabaseNow(Now):
 class Verdict(models.TextChoices):
     """Whether a verb can be done to an execution, and what it would do there, or why it cannot."""
 
-    ANEW = "anew", pgettext_lazy("saga verdict", "start anew with the original context")
-    AGAIN = "again", pgettext_lazy("saga verdict", "try the compensation again")
-    NOW = "now", pgettext_lazy("saga verdict", "are changed now")
-    SOON = "soon", pgettext_lazy("saga verdict", "are cancelled when the step in hand ends")
-    FORWARD = "forward", pgettext_lazy("saga verdict", "go forward from where they stand")
-    ON = "on", pgettext_lazy("saga verdict", "are driven on from where they stand")
-    RETRIED = "retried", pgettext_lazy("saga verdict", "have been retried already")
-    CANCELLED = "cancelled", pgettext_lazy("saga verdict", "were cancelled on purpose")
-    SETTLED = "settled", pgettext_lazy("saga verdict", "have been settled by hand")
-    BLANKED = "blanked", pgettext_lazy("saga verdict", "have lost their contexts to retention")
-    COMPLETED = "completed", pgettext_lazy("saga verdict", "are completed")
-    ACTIVE = "active", pgettext_lazy("saga verdict", "have not ended")
-    STUCK = "stuck", pgettext_lazy("saga verdict", "are stuck: retry them")
-    FAILED = "failed", pgettext_lazy("saga verdict", "have failed and are undone: retry them")
-    TURNED = "turned", pgettext_lazy("saga verdict", "have turned back already")
-    PAUSED = "paused", pgettext_lazy("saga verdict", "are paused")
-    FREE = "free", pgettext_lazy("saga verdict", "are held by nobody")
-    DRIVEN = "driven", pgettext_lazy("saga verdict", "are being driven")
-    WAITING = "waiting", pgettext_lazy("saga verdict", "wait for their next attempt")
+    ANEW = (
+        "anew",
+        npgettext_lazy(
+            "saga verdict",
+            "starts anew with the original context",
+            "start anew with the original context",
+            "number",
+        ),
+    )
+    AGAIN = (
+        "again",
+        npgettext_lazy(
+            "saga verdict", "tries the compensation again", "try the compensation again", "number"
+        ),
+    )
+    NOW = (
+        "now",
+        npgettext_lazy("saga verdict", "is changed now", "are changed now", "number"),
+    )
+    SOON = (
+        "soon",
+        npgettext_lazy(
+            "saga verdict",
+            "is cancelled when the step in hand ends",
+            "are cancelled when the step in hand ends",
+            "number",
+        ),
+    )
+    FORWARD = (
+        "forward",
+        npgettext_lazy(
+            "saga verdict",
+            "goes forward from where it stands",
+            "go forward from where they stand",
+            "number",
+        ),
+    )
+    ON = (
+        "on",
+        npgettext_lazy(
+            "saga verdict",
+            "is driven on from where it stands",
+            "are driven on from where they stand",
+            "number",
+        ),
+    )
+    RETRIED = (
+        "retried",
+        npgettext_lazy(
+            "saga verdict", "has been retried already", "have been retried already", "number"
+        ),
+    )
+    CANCELLED = (
+        "cancelled",
+        npgettext_lazy(
+            "saga verdict", "was cancelled on purpose", "were cancelled on purpose", "number"
+        ),
+    )
+    SETTLED = (
+        "settled",
+        npgettext_lazy(
+            "saga verdict", "has been settled by hand", "have been settled by hand", "number"
+        ),
+    )
+    BLANKED = (
+        "blanked",
+        npgettext_lazy(
+            "saga verdict",
+            "has lost its context to retention",
+            "have lost their contexts to retention",
+            "number",
+        ),
+    )
+    COMPLETED = (
+        "completed",
+        npgettext_lazy("saga verdict", "is completed", "are completed", "number"),
+    )
+    ACTIVE = (
+        "active",
+        npgettext_lazy("saga verdict", "has not ended", "have not ended", "number"),
+    )
+    STUCK = (
+        "stuck",
+        npgettext_lazy("saga verdict", "is stuck", "are stuck", "number"),
+    )
+    FAILED = (
+        "failed",
+        npgettext_lazy(
+            "saga verdict", "has failed and is undone", "have failed and are undone", "number"
+        ),
+    )
+    TURNED = (
+        "turned",
+        npgettext_lazy(
+            "saga verdict", "has turned back already", "have turned back already", "number"
+        ),
+    )
+    PAUSED = (
+        "paused",
+        npgettext_lazy("saga verdict", "is paused", "are paused", "number"),
+    )
+    FREE = (
+        "free",
+        npgettext_lazy("saga verdict", "is held by nobody", "are held by nobody", "number"),
+    )
+    DRIVEN = (
+        "driven",
+        npgettext_lazy("saga verdict", "is being driven", "are being driven", "number"),
+    )
+    WAITING = (
+        "waiting",
+        npgettext_lazy(
+            "saga verdict", "waits for its next attempt", "wait for their next attempt", "number"
+        ),
+    )
+
+    def of(self, number: int) -> str:
+        """What is said of so many, after their number."""
+        return str(self.label % {"number": number})
 
 
 def unsettled() -> Q:

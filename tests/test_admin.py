@@ -603,9 +603,9 @@ def test_the_confirmation_says_how_many_and_what_will_happen(operator: Client) -
     text = re.sub(r"\s+", " ", text)
     for said in (
         "2 start anew with the original context",
-        "1 try the compensation again",
-        "1 are completed",
-        "1 have not ended",
+        "1 tries the compensation again",
+        "1 is completed",
+        "1 has not ended",
     ):
         assert said in text
     assert "All 3" in text

@@ -36,6 +36,7 @@ from tests.operated import (
     due_trip,
     failed_trip,
     lost_trip,
+    resolved_trip,
     run_trip,
     stuck_trip,
 )
@@ -174,16 +175,25 @@ def test_it_says_what_will_run_on_how_many_and_which_are_left_alone(operator: Cl
     for text in (
         "Retry: status: all",
         "2 start anew with the original context",
-        "1 try the compensation again",
-        "1 are completed",
-        "1 have not ended",
+        "1 tries the compensation again",
+        "1 is completed",
+        "1 has not ended",
         "2 tests.TripSaga Pay Sorry A new execution: act of its first step, with a key of its own.",
         "1 tests.TripSaga Pack Sorry Compensation of what stands, in reverse order, with the same",
         "All 3",
     ):
         assert text in said
+    assert "1 start" not in said
     assert 'name="reason"' in html
     assert "5" in re.findall(r'name="rate" value="([^"]*)"', html)
+
+
+@pytest.mark.parametrize("verb", ["recover", "cancel"])
+def test_nobody_is_sent_to_retry_what_may_not_be_retried(verb: str, operator: Client) -> None:
+    resolved_trip()
+    said = words(page(operator, f"{BASE}{verb}/?status=all"))
+    assert "1 is stuck" in said
+    assert "retry" not in said
 
 
 @pytest.mark.parametrize(
@@ -221,7 +231,7 @@ def test_what_can_be_done_is_found_among_any_number_that_cannot(
         completed_trip()
     monkeypatch.setattr(preview, "CAP", 2)
     said = words(page(operator, f"{BASE}retry/?status=all"))
-    assert "1 start anew" in said
+    assert "1 starts anew" in said
     assert "2+ are completed" in said
 
 
@@ -360,7 +370,7 @@ def test_a_selection_is_acted_on_and_nothing_else(operator: Client) -> None:
     selection = {"action": "retry_selected", "index": "0", "_selected_action": ids}
     html = operator.post(BASE, selection).content.decode()
     assert "2 that were selected" in words(html)
-    assert "1 are completed" in words(html)
+    assert "1 is completed" in words(html)
     data = confirm(operator, BASE, **selection)
     assert set(data["_selected_action"]) == set(ids)
     assert operator.post(f"{BASE}retry/", data).status_code == 302

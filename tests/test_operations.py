@@ -59,6 +59,8 @@ from tests.operated import (
     halted_trip,
     lost_trip,
     pending_trip,
+    resolved_trip,
+    retried_trip,
     run_trip,
     stuck_trip,
 )
@@ -315,6 +317,8 @@ def test_recover_leaves_alone_what_is_driven_and_says_by_whom(
         (completed_trip, "completed"),
         (failed_trip, "it is FAILED; retry it"),
         (stuck_trip, "it is STUCK; retry it"),
+        (retried_trip, "it is FAILED, and was dealt with already"),
+        (resolved_trip, "it is STUCK, and was dealt with already"),
     ],
 )
 def test_what_cannot_be_recovered_is_refused_with_the_reason(

@@ -310,7 +310,7 @@ def test_filters_choose_only_what_the_verb_can_be_done_to() -> None:
     left = {entry["verdict"]: entry["number"] for entry in dry["left_alone"]}
     assert left == {"completed": 1, "active": 1}
     assert answer("retry", "--status", "stuck", "--rate", "0")["done"] == 1
-    assert "left alone: 1 are completed" in said("retry", "--saga", SAGA, "--dry-run")
+    assert "left alone: 1 is completed" in said("retry", "--saga", SAGA, "--dry-run")
 
 
 def test_what_changes_between_choosing_and_doing_is_left_alone() -> None:

@@ -28,6 +28,8 @@ from tests.operated import (
     guarded_trip,
     lost_trip,
     pending_trip,
+    resolved_trip,
+    retried_trip,
     stuck_trip,
 )
 from tests.test_admin import HOSTILE, MODEL_ADMIN, log_in, one, page, staff
@@ -146,6 +148,8 @@ IMPOSSIBLE = [
     ("recover", pending_trip, "It waits, and goes on by itself in"),
     ("recover", stuck_trip, "It has ended, as stuck; retry it."),
     ("cancel", stuck_trip, "It has ended, as stuck; retry it."),
+    ("recover", resolved_trip, "It has ended, as stuck, and was dealt with already."),
+    ("recover", retried_trip, "It has ended, as failed, and was dealt with already."),
     ("resume_forward", stuck_trip, "It is stuck, and never goes forward again."),
     ("skip", failed_trip, "It is failed, and never goes forward again."),
     ("mark_done", driven_trip, "It is being driven by web-2:4711"),

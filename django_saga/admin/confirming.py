@@ -219,8 +219,13 @@ class Confirming(_Admin):
         later = executions.order_by().filter(**{f"{column}__gt": seen}).values("pk")[: CAP + 1]
         if left := len(later):
             self.message_user(request, _left_alone(left), messages.WARNING)
+        text = ngettext(
+            "%(verb)s, %(n)s execution: %(what)s",
+            "%(verb)s, %(n)s executions: %(what)s",
+            batch.total,
+        )
         words = {"verb": verb.label, "n": batch.total, "what": batch.title}
-        self.log_change(request, batch, _("%(verb)s, %(n)s executions: %(what)s") % words)  # type: ignore[arg-type]
+        self.log_change(request, batch, text % words)  # type: ignore[arg-type]
         drive_here(self, request, batch, self.drive_seconds)
         return HttpResponseRedirect(_page_of(batch, self.admin_site.name))
 

@@ -38,10 +38,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Preview:
-    """How many executions a verb can be done to, and how many not, by verdict."""
+    """How many executions a verb can be done to, and how many not, by verdict: each in words."""
 
-    possible: list[tuple[Verdict, int]]
-    others: list[tuple[Verdict, int]]
+    possible: list[tuple[str, int]]
+    others: list[tuple[str, int]]
     groups: list[Group]
     """The largest groups of those that it can be done to."""
     further: int
@@ -80,8 +80,9 @@ def preview(verb: Verb, executions: QuerySet[SagaExecution]) -> Preview:
     )
 
 
-def _counted(verdicts: Iterable[str]) -> list[tuple[Verdict, int]]:
-    return sorted(Counter(map(Verdict, verdicts)).items(), key=lambda count: count[0].value)
+def _counted(verdicts: Iterable[str]) -> list[tuple[str, int]]:
+    counts = sorted(Counter(verdicts).items())
+    return [(Verdict(verdict).of(number), number) for verdict, number in counts]
 
 
 def _kind(verdict: str, saga: str, step: str, action: str, error: str) -> tuple[str, ...]:

@@ -119,7 +119,7 @@ def _left_alone(verb: Verb, options: dict[str, Any]) -> list[Document]:
     others = rows.exclude(verdict__in=verb.possible).order_by()
     counts = Counter(others.values_list("verdict", flat=True)[:LOOKED_AT])
     return [
-        {"verdict": verdict, "says": str(Verdict(verdict).label), "number": number}
+        {"verdict": verdict, "says": Verdict(verdict).of(number), "number": number}
         for verdict, number in sorted(counts.items())
     ]
 

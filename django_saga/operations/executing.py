@@ -195,6 +195,8 @@ def _why_not(execution: SagaExecution, verdict: Verdict) -> str:
             why = "is completed; there is nothing to do"
         case Verdict.ACTIVE:
             why = f"has not ended, it is {execution.status}; recover it if nobody drives it"
+        case Verdict.STUCK | Verdict.FAILED if execution.settled_at:
+            why = f"has ended, it is {execution.status}, and was dealt with already"
         case Verdict.STUCK | Verdict.FAILED:
             why = f"has ended, it is {execution.status}; retry it"
         case Verdict.TURNED:
