@@ -154,6 +154,11 @@ def next_action(group: SagaFailureGroup) -> str:
             "They are stuck in a compensation, and its effect may stand: mend the cause, then "
             "retry the compensation."
         )
+    if group.action == "compensate" and group.outcome != "FAILED":
+        return _(
+            "Retry the compensation once the cause is gone: the effect of the step may stand, or be "
+            "undone already."
+        )
     if group.action == "compensate":
         return _("Retry the compensation once the cause is gone: the effect of the step stands.")
     if group.outcome == "FAILED":

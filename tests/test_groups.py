@@ -190,6 +190,7 @@ def test_the_next_action_is_what_is_safe_there(
     ("facts", "words"),
     [
         ({"outcome": "UNKNOWN"}, "unknown, so it was compensated too"),
+        ({"outcome": "UNKNOWN", "action": "compensate"}, "may stand, or be undone already"),
         ({"error_type": "SagaStuck"}, "resume them forward, or retry"),
         ({"error_type": "SagaStuck", "action": "compensate"}, "its effect may stand"),
     ],
@@ -199,6 +200,23 @@ def test_the_next_action_knows_what_was_stuck_and_what_is_unknown(
 ) -> None:
     given = {"action": "act", "outcome": "FAILED", "error_type": "Sorry"} | facts
     assert words in groups.next_action(SagaFailureGroup(**given))
+
+
+@pytest.mark.parametrize(
+    ("make", "outcome", "words"),
+    [
+        (failed_trip, "FAILED", "outcome known: the failed attempt had no effect"),
+        (failed_trip, "UNKNOWN", "outcome unknown: the failed attempt may have had its effect"),
+        (stuck_trip, "FAILED", "outcome known: the failed attempt undid nothing"),
+        (stuck_trip, "UNKNOWN", "outcome unknown: the failed attempt may have undone the step"),
+    ],
+)
+def test_the_outcome_is_told_of_what_was_attempted(
+    make: Callable[..., SagaExecution], outcome: str, words: str, operator: Client
+) -> None:
+    execution = make()
+    SagaFailureGroup.objects.update(outcome=outcome)
+    assert words in page(operator, one(execution))
 
 
 # The page of one

@@ -75,6 +75,18 @@ class Shown:
         return self.group.outcome == SagaStepRecord.Outcome.FAILED
 
     @property
+    def outcome(self) -> str:
+        """What is known of the failed attempt, in words."""
+        undoing = self.group.action == SagaStepRecord.Action.COMPENSATE
+        if self.outcome_known and undoing:
+            return _("outcome known: the failed attempt undid nothing")
+        if self.outcome_known:
+            return _("outcome known: the failed attempt had no effect")
+        if undoing:
+            return _("outcome unknown: the failed attempt may have undone the step")
+        return _("outcome unknown: the failed attempt may have had its effect")
+
+    @property
     def next_action(self) -> str:
         return groups.next_action(self.group)
 
