@@ -156,8 +156,8 @@ def next_action(group: SagaFailureGroup) -> str:
         )
     if group.action == "compensate" and group.outcome != "FAILED":
         return _(
-            "Retry the compensation once the cause is gone: the effect of the step may stand, or be "
-            "undone already."
+            "Retry the compensation once the cause is gone: the effect of the step may stand, or "
+            "be undone already."
         )
     if group.action == "compensate":
         return _("Retry the compensation once the cause is gone: the effect of the step stands.")

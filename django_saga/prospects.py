@@ -8,6 +8,8 @@ from typing import Any
 
 from django.utils.translation import gettext as _
 
+from django_saga import registry
+from django_saga.exceptions import UnknownSaga
 from django_saga.machine import Action
 from django_saga.models import SagaExecution
 from django_saga.story import _facts, _in_order
@@ -105,6 +107,19 @@ _WILL: dict[str, Callable[[SagaExecution, str], str]] = {
     "resolve": lambda *_seen: _("Nothing runs. It stays stuck, but asks for nobody's attention."),
     "abandon": _will_abandon,
 }
+
+
+def why_never(execution: SagaExecution, verb: str) -> str:
+    """What the saga's own definition does not allow; empty where it allows the verb."""
+    if verb != "edit_context":
+        return ""
+    try:
+        saga = registry.find_saga(execution.saga)
+    except UnknownSaga as error:
+        return str(error)
+    if not saga.context_editable:
+        return _("The saga does not allow it: its context_editable is False.")
+    return ""
 
 
 def why_not(execution: SagaExecution, verdict: str, now: datetime) -> str:

@@ -35,6 +35,7 @@ from tests.operated import (
     driven_trip,
     due_trip,
     failed_trip,
+    guarded_trip,
     lost_trip,
     pending_trip,
     stuck_trip,
@@ -146,10 +147,18 @@ def test_show_tells_what_happened_what_stands_and_who_did_what() -> None:
     assert {step["step"]: step["kind"] for step in document["steps"]}["Pay"] == "undone"
     assert document["history"][-1]["error_message"] == "still lost"
     assert [entry["reason"] for entry in document["audit"]] == ["found it"]
-    assert {"retry", "resolve", "mark_done"} <= set(document["possible"])
+    assert set(document["possible"]) == {"retry", "resolve", "mark_done"}
     text = said("show", stuck.pk)
+    assert (
+        "\nError: compensate of Pack: Sorry: still lost\nError: act of Leave: Sorry: fog\n" in text
+    )
     for part in ("Next: It waits for you.", "stand, or may stand: Pack", "“found it”", "mark-done"):
         assert part in text
+
+
+def test_show_offers_to_edit_a_context_only_where_the_saga_allows_it() -> None:
+    assert "edit_context" in answer("show", guarded_trip().pk)["possible"]
+    assert "edit-context" not in said("show", stuck_trip().pk)
 
 
 def test_show_names_the_retry_of_a_failed_one() -> None:

@@ -17,8 +17,8 @@ from django_saga.admin.chain import chain_of
 from django_saga.admin.contexts import changes_of, contexts_of, sensitive_of
 from django_saga.admin.drawn import drawings
 from django_saga.admin.effects import Attempts, Tries, effects_of
-from django_saga.admin.errors import errors_of
 from django_saga.admin.formats import JSON_LIMIT, span, status_badge
+from django_saga.admin.frames import own_frames
 from django_saga.admin.links import links_of
 from django_saga.admin.rows import stored
 from django_saga.exceptions import UnknownSaga
@@ -28,6 +28,7 @@ from django_saga.operations import VERBS
 from django_saga.operations.viewing import PERMISSION as VIEW_CONTEXT
 from django_saga.story import asked_to_cancel, comes_next, fates, happened, is_driven, pause_of
 from django_saga.texts import told
+from django_saga.troubles import troubles_of
 
 VIEW_TRACEBACK = "django_saga.view_traceback_sagaexecution"
 RECORDS = 50  # on one page
@@ -78,7 +79,10 @@ def context_of(
         "pause": pause,
         "cancelled": asked_to_cancel(execution),
         "undefined": _undefined(execution),
-        "troubles": errors_of(execution, records, traced=traced),
+        "troubles": [
+            (trouble, own_frames(trouble.traceback))
+            for trouble in troubles_of(execution, records, traced=traced)
+        ],
         "plan": plan,
         "facts": _facts(execution, now),
         "chain": chain,

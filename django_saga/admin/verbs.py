@@ -14,18 +14,18 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.utils.translation import gettext as _
 
-from django_saga import interventions, registry
+from django_saga import interventions
 from django_saga.admin.detail import unreadable
 from django_saga.admin.formats import status_badge
 from django_saga.admin.forms import VerbForm
 from django_saga.backends import get_backend
 from django_saga.console.arguments import dashed
-from django_saga.exceptions import SagaError, UnknownSaga
+from django_saga.exceptions import SagaError
 from django_saga.models import SagaExecution
 from django_saga.operations import VERBS, Verb
 from django_saga.operations.asking import audited, authorize
 from django_saga.operations.viewing import PERMISSION as VIEW_CONTEXT
-from django_saga.prospects import drives, why_not, will_run
+from django_saga.prospects import drives, why_never, why_not, will_run
 from django_saga.texts import told
 from django_saga.verdicts import DatabaseNow, Verdict
 
@@ -128,7 +128,7 @@ def _ask(
     form: VerbForm,
 ) -> HttpResponse:
     verdict = Verdict(execution.verdict)  # type: ignore[attr-defined]
-    refused = _why_never(execution, verb)
+    refused = why_never(execution, verb.name)
     if verdict not in verb.allowed:
         refused = why_not(execution, verdict, execution.db_now)  # type: ignore[attr-defined]
     context = {
@@ -146,19 +146,6 @@ def _ask(
         "back": admin.url_of("change", saga_id=execution.pk),
     }
     return TemplateResponse(request, TEMPLATE, context)
-
-
-def _why_never(execution: SagaExecution, verb: Verb) -> str:
-    """What the saga's own definition does not allow."""
-    if "context" not in verb.takes:
-        return ""
-    try:
-        saga = registry.find_saga(execution.saga)
-    except UnknownSaga as error:
-        return str(error)
-    if not saga.context_editable:
-        return _("The saga does not allow it: its context_editable is False.")
-    return ""
 
 
 # The buttons on the page of an execution
@@ -206,7 +193,7 @@ def command(verb: Verb, execution: SagaExecution) -> str:
 
 def _can(request: HttpRequest, verb: Verb, execution: SagaExecution) -> bool:
     possible = getattr(execution, f"{verb.name}_verdict") in verb.allowed
-    if not possible or not may(request, verb) or _why_never(execution, verb):
+    if not possible or not may(request, verb) or why_never(execution, verb.name):
         return False
     with suppress(PermissionDenied):
         authorize(request.user, verb.name, execution)

@@ -27,8 +27,10 @@ from django_saga.models import SagaAuditEntry, SagaExecution, SagaFailureGroup, 
 from django_saga.operations import VERBS
 from django_saga.operations.asking import audited
 from django_saga.operations.executing import read
+from django_saga.prospects import why_never
 from django_saga.storage import DjangoSagaStorage
 from django_saga.story import asked_to_cancel, attempts, comes_next, fates, happened, pause_of
+from django_saga.troubles import troubles_of
 
 RECORDS = 200  # of an execution's history, the latest
 OTHERS = 20  # retries and audit entries of one execution
@@ -56,6 +58,7 @@ def shown(options: dict[str, Any]) -> Document:
         "happened": mask_text(happened(execution, now)),
         "next": mask_text(comes_next(execution, now, bool(retries), pause_of(execution))),
         "cancelled": mask_text(asked_to_cancel(execution)),
+        "errors": _errors(execution, storage),
         "possible": _possible(execution),
         "standing": [effect.step for effect in standing(execution.state)],
         **_steps(execution, now, storage, sees=_sees_contexts(options)),
@@ -89,6 +92,19 @@ def _steps(
     }
 
 
+def _errors(execution: SagaExecution, storage: DjangoSagaStorage) -> list[Document]:
+    """What is to be mended now first, then why it turned back."""
+    return [
+        {
+            "step": trouble.step,
+            "action": trouble.action,
+            "error_type": trouble.type,
+            "error_message": mask_text(trouble.message),
+        }
+        for trouble in troubles_of(execution, execution.records.using(storage.alias))
+    ]
+
+
 def _possible(execution: SagaExecution) -> list[str]:
     verdicts = {name: verb.verdict() for name, verb in VERBS.items()}
     row = all_executions().filter(pk=execution.pk).values_list(*verdicts.values()).first()
@@ -97,7 +113,7 @@ def _possible(execution: SagaExecution) -> list[str]:
     return [
         verb.name
         for verb, verdict in zip(VERBS.values(), row, strict=True)
-        if verdict in verb.allowed
+        if verdict in verb.allowed and not why_never(execution, verb.name)
     ]
 
 

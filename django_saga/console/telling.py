@@ -63,9 +63,9 @@ def _show(document: Document) -> Iterator[str]:
     yield _line(row["saga"], row["id"], row["status"])
     yield plain(document["happened"])
     yield f"Next: {plain(document['next'])}"
-    if row["error_type"] or row["error_message"]:
-        where = f"{row['failed_step']}: " if row["failed_step"] else ""
-        yield f"Error: {plain(where)}{plain(row['error_type'])}: {plain(row['error_message'])}"
+    for error in document["errors"]:
+        where = f"{error['action']} of {error['step']}: " if error["step"] else ""
+        yield f"Error: {plain(where)}{plain(error['error_type'])}: {plain(error['error_message'])}"
     if row["failure_group"]:
         yield f"Group: {plain(row['failure_group'])}"
     yield f"Effects that stand, or may stand: {plain(', '.join(document['standing'])) or 'none'}"

@@ -1,12 +1,11 @@
-"""What went wrong with an execution: the latest error of each action that matters, whole."""
+"""What went wrong with an execution: the latest error of each action that matters."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from django.db.models import Max, Q, QuerySet
 
-from django_saga.admin.frames import Frame, own_frames
 from django_saga.machine import Outcome
 from django_saga.models import SagaExecution, SagaStepRecord
 
@@ -17,7 +16,7 @@ Records = QuerySet[SagaStepRecord]
 
 @dataclass(frozen=True)
 class Trouble:
-    """One error, where it came from, and the project's frames."""
+    """One error, and the attempt that raised it."""
 
     step: str
     action: str
@@ -25,11 +24,15 @@ class Trouble:
     message: str
     outcome: str = ""
     traceback: str = ""
-    frames: list[Frame] = field(default_factory=list)
 
 
-def errors_of(execution: SagaExecution, records: Records, *, traced: bool) -> list[Trouble]:
-    """The errors of compensations first: those are to be mended now. Then why it turned back."""
+def troubles_of(
+    execution: SagaExecution, records: Records, *, traced: bool = False
+) -> list[Trouble]:
+    """The errors of compensations first: those are to be mended now. Then why it turned back.
+
+    ``records`` are the execution's; ``traced``: with their tracebacks.
+    """
     found = _latest(execution, records if traced else records.defer("traceback"))
     troubles = [
         Trouble(
@@ -39,7 +42,6 @@ def errors_of(execution: SagaExecution, records: Records, *, traced: bool) -> li
             record.error_message,
             record.outcome,
             record.traceback if traced else "",
-            own_frames(record.traceback) if traced else [],
         )
         for record in found
     ]
