@@ -161,7 +161,21 @@ def test_a_second_demo_beside_a_running_one_is_told_why_it_cannot_start(
     with running(tmp_path / "another", port):
         done = manage(environment, "demo")
     assert done.returncode == 1
+    assert done.stderr.startswith(f"CommandError: Port {port} cannot be had: Address already in")
     assert "Is the demo running in another terminal already?" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_port_that_is_taken_is_told_before_anything_is_done(environment: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = manage(environment, "demo", "--serve", "--port", str(port))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"CommandError: Port {port} cannot be had: Address already in")
+    assert "--serve --port PORT" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not Path(environment["DATABASE_URL"].removeprefix("sqlite:///")).exists()
 
 
 # Runs or recovers an order and kills itself: before or after a handler does its work, or once

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -56,6 +57,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, serve: bool, port: int, **options: Any) -> None:
         # Told to end, it must not leave its processes behind: end as Ctrl-C does.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        self.refuse_taken_ports(port if serve else None)
         try:
             self.prepare()
             with self.services() as services:
@@ -78,6 +80,16 @@ class Command(BaseCommand):
         )
         sys.exit(serving.serve(port))
 
+    def refuse_taken_ports(self, port: int | None) -> None:
+        """Say so now: the servers would only after the demo's work, at length."""
+        refuse_taken(
+            services_port(),
+            "Is the demo running in another terminal already? Otherwise name a free port, as "
+            "SHOP_SERVICES_URL=http://127.0.0.1:PORT in the environment.",
+        )
+        if port is not None:
+            refuse_taken(port, "Name a free one: python run.py demo --serve --port PORT")
+
     def prepare(self) -> None:
         """Bring the database, the demo's user and the stock to where each start wants them."""
         call_command("migrate", verbosity=0)
@@ -97,15 +109,11 @@ class Command(BaseCommand):
 
     @contextmanager
     def services(self) -> Iterator[Services]:
-        url = urlsplit(settings.SHOP_SERVICES_URL)
         with ExitStack() as stack:
             try:
-                services = stack.enter_context(running(settings.SHOP_LEDGER, url.port or 80))
+                services = stack.enter_context(running(settings.SHOP_LEDGER, services_port()))
             except RuntimeError as error:
-                raise CommandError(
-                    f"{error} Is the demo running in another terminal already? Otherwise name a "
-                    "free port, as SHOP_SERVICES_URL=http://127.0.0.1:PORT in the environment."
-                ) from error
+                raise CommandError(str(error)) from error
             yield services
 
     # The three orders
@@ -228,3 +236,16 @@ class Command(BaseCommand):
         for line in lines:
             self.stdout.write(line)
         self.stdout.flush()
+
+
+def services_port() -> int:
+    return urlsplit(settings.SHOP_SERVICES_URL).port or 80
+
+
+def refuse_taken(port: int, todo: str) -> None:
+    """Raise CommandError where no server can be had on this port."""
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except (OSError, OverflowError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise CommandError(f"Port {port} cannot be had: {why}. {todo}") from error
