@@ -130,6 +130,7 @@ def test_the_demo_completes_fails_and_recovers_an_order_each_time_that_it_is_run
         ]
         assert "Nothing was lost, nothing was doubled." in done.stdout
         assert "python run.py demo --serve" in done.stdout
+        assert "open http://127.0.0.1:8000/admin/django_saga/\n" in done.stdout
     paid_and_booked = {(n, service): 1 for n in (1, 3, 4, 6) for service in ("payments", "courier")}
     assert standing(environment) == paid_and_booked
 

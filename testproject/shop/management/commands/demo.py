@@ -31,7 +31,7 @@ from testproject.shop.sagas import OrderContext, OrderSaga
 from testproject.shop.timeline import effects, executions, styled, timeline
 
 USER = PASSWORD = "demo"
-ADMIN = "/admin/django_saga/sagaexecution/?status=all"  # it would open on the failed one alone
+ADMIN = "/admin/django_saga/"
 PRODUCTS = {"Green tea": "4.50", "Teapot": "39.00", "Tea cups, set of four": "24.80"}
 LEASE = 3  # seconds; a crash is noticed when it has run out
 PATIENCE = 60  # seconds for anything that should take no more than a few
