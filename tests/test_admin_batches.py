@@ -6,6 +6,7 @@ import re
 import threading
 import uuid
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -15,16 +16,19 @@ from django.contrib.auth.models import Permission, User
 from django.db import connection, connections
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 from pytest_django import Settings
 
-from django_saga import batches
+from django_saga import batches, heartbeats
 from django_saga.admin import preview, progress
+from django_saga.backends import InProcessBackend
 from django_saga.models import (
     SagaAuditEntry,
     SagaBatch,
     SagaBatchItem,
     SagaExecution,
     SagaFailureGroup,
+    SagaHeartbeat,
     SagaStepRecord,
 )
 from django_saga.operations import BULK, RETRY
@@ -45,7 +49,16 @@ BASE = "/admin/django_saga/sagaexecution/"
 BATCHES = "/admin/django_saga/sagabatch/"
 MODEL_ADMIN = admin.site.get_model_admin(SagaExecution)
 HOSTILE = "<script>alert('&amp;')</script>{{ 7|add:7 }}\" onload=x <b>"
-MODELS = (LogEntry, SagaBatchItem, SagaBatch, SagaAuditEntry, SagaStepRecord, SagaExecution, User)
+MODELS = (
+    LogEntry,
+    SagaHeartbeat,
+    SagaBatchItem,
+    SagaBatch,
+    SagaAuditEntry,
+    SagaStepRecord,
+    SagaExecution,
+    User,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -592,6 +605,27 @@ def test_the_buttons_are_those_that_make_sense(operator: Client) -> None:
     verbs = ("create_batch", "pause_batch", "resume_batch", "stop_batch")
     for verb in verbs:
         assert SagaAuditEntry.objects.get(verb=verb).source == "admin"
+
+
+def test_a_running_batch_says_who_goes_on_with_it(
+    operator: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        failed_trip()
+    batch = do(operator, f"{BASE}retry/", allowed="1")
+    assert "recover_sagas" not in words(page(operator, url(batch)))  # it waits for a person
+    SagaBatch.objects.update(status="running")
+    said = words(page(operator, url(batch)))
+    assert "recover_sagas drives it on. It has never run. Recovery is late. Run it:" in said
+    heartbeats.beat(every=30)
+    said = words(page(operator, url(batch)))
+    assert re.search(r"recover_sagas drives it on\. It last ran 0?\.?\d+ m?s ago, on ", said), said
+    assert "late" not in said
+    monkeypatch.setattr(InProcessBackend, "queues", True)
+    assert "A worker of the backend drives it on; if" in words(page(operator, url(batch)))
+    in_an_hour = timezone.now() + timedelta(hours=1)
+    SagaBatch.objects.update(lease_until=in_an_hour, driver="cron-1:77")
+    assert "cron-1:77 drives it now; what that leaves" in words(page(operator, url(batch)))
 
 
 def test_a_button_pressed_twice_or_too_late_does_nothing(operator: Client) -> None:

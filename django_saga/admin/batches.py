@@ -19,15 +19,19 @@ from django.utils.translation import gettext_lazy
 from django_saga import batches
 from django_saga.admin.addresses import number_of, uuid_of
 from django_saga.admin.driving import drive_here
-from django_saga.admin.formats import badge
+from django_saga.admin.formats import badge, last_run
 from django_saga.admin.progress import ITEMS, fate, progress, with_results
 from django_saga.admin.rows import leaving_out, stored
 from django_saga.admin.sites import executions_of
 from django_saga.admin.views import outside_transactions
+from django_saga.backends import get_backend
 from django_saga.exceptions import SagaError
+from django_saga.heartbeats import lateness
 from django_saga.models import SagaBatch, SagaBatchItem, SagaExecution
 from django_saga.operations import VERBS
 from django_saga.operations.asking import reason_of
+from django_saga.storage import DjangoSagaStorage
+from django_saga.verdicts import DatabaseNow
 
 if TYPE_CHECKING:
     _Admin = admin.ModelAdmin[SagaBatch]
@@ -123,6 +127,7 @@ class SagaBatchAdmin(_Admin):
             "verb": _label(batch),
             "badge": self.status_shown(batch),
             "progress": progress(batch),
+            "onward": _onward(batch),
             "buttons": _buttons(batch) if self._may_steer(request, batch) else [],
             "steer": self._url("steer", batch.pk),
             "executions": "admin:django_saga_sagaexecution_change",
@@ -158,7 +163,8 @@ class SagaBatchAdmin(_Admin):
     def _get(self, request: HttpRequest, batch_id: UUID | None) -> SagaBatch:
         if not self.has_view_permission(request):
             raise PermissionDenied
-        batch = self.get_queryset(request).filter(pk__in=[batch_id]).first()
+        rows = self.get_queryset(request).filter(pk__in=[batch_id])
+        batch = rows.annotate(db_now=DatabaseNow()).first()
         if batch is None:
             raise Http404("There is no such batch.")
         return batch
@@ -180,6 +186,22 @@ class SagaBatchAdmin(_Admin):
 def _label(batch: SagaBatch) -> str:
     verb = VERBS.get(batch.verb)
     return str(verb.label) if verb else batch.verb
+
+
+def _onward(batch: SagaBatch) -> dict[str, Any]:
+    """Who goes on with a running one, and whether they still come by; empty for the others."""
+    if batch.status != Status.RUNNING:
+        return {}
+    lease, now = batch.lease_until, batch.db_now  # type: ignore[attr-defined]
+    if lease is not None and lease > now:
+        text = _("%(driver)s drives it now; what that leaves, recover_sagas drives on.")
+        who = text % {"driver": batch.driver}
+    elif get_backend().queues:
+        who = _("A worker of the backend drives it on; if none does, recover_sagas does.")
+    else:
+        who = _("recover_sagas drives it on.")
+    recovery = lateness()
+    return {"who": who, "last_run": last_run(recovery), "late": recovery.late}
 
 
 def _seen(batch: SagaBatch) -> str:

@@ -10,7 +10,9 @@ from typing import Any
 
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
+from django.utils.translation import gettext as _
 
+from django_saga.heartbeats import Lateness
 from django_saga.models import SagaExecution
 from django_saga.spans import span as span
 
@@ -39,6 +41,14 @@ def moment(at: datetime, text: str) -> SafeString:
     """A relative time that tells the absolute one, in UTC, when pointed at."""
     absolute = f"{at:%Y-%m-%d %H:%M:%S} UTC"
     return format_html('<time datetime="{}" title="{}">{}</time>', at.isoformat(), absolute, text)
+
+
+def last_run(recovery: Lateness) -> str:
+    """When ``recover_sagas`` came last, and where."""
+    if recovery.at is None or recovery.age is None:
+        return _("It has never run.")
+    words = {"time": span(recovery.age), "driver": recovery.driver}
+    return moment(recovery.at, _("It last ran %(time)s ago, on %(driver)s.") % words)
 
 
 def pretty(stored: str | None) -> tuple[str, bool]:

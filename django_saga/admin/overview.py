@@ -12,20 +12,19 @@ from django.contrib.admin.sites import AdminSite, all_sites
 from django.db import DataError
 from django.db.models import Case, CharField, IntegerField, Q, QuerySet, Value, When
 from django.http import HttpRequest
-from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 
 from django_saga import groups
 from django_saga.admin import sites
 from django_saga.admin.drawings import sparkline
-from django_saga.admin.formats import badge, moment, name, span
+from django_saga.admin.formats import badge, last_run, moment, name, span
 from django_saga.admin.groups import Shown, show
 from django_saga.admin.jobs import queues
 from django_saga.admin.rows import leave_out, stored
 from django_saga.admin.tempo import tempo
 from django_saga.alerts import tell_late
 from django_saga.counts import CAP, HOURS, by_hour, hours_ago, tally, utc_now
-from django_saga.heartbeats import Lateness, lateness
+from django_saga.heartbeats import lateness
 from django_saga.machine import ACTIVE
 from django_saga.models import SagaBatch, SagaExecution, SagaFailureGroup, SagaPause
 from django_saga.verdicts import overdue, unsettled
@@ -59,7 +58,7 @@ def _overview(site: AdminSite, request: HttpRequest) -> dict[str, Any]:
     tell_late(recovery)  # sweeps that do not come cannot say so
     return {
         "first": _first(numbers, to),
-        "recovery": _recovery(recovery),
+        "recovery": last_run(recovery),
         "late": recovery.late,
         "groups": _groups(site, request, executions),
         "groups_url": to.groups if sites.may_see(site, request, SagaFailureGroup) else "",
@@ -236,13 +235,6 @@ def _statuses(numbers: Numbers, to: _Links) -> list[dict[str, Any]]:
         }
         for status in dict.fromkeys(order)
     ]
-
-
-def _recovery(recovery: Lateness) -> str | SafeString:
-    if recovery.at is None or recovery.age is None:
-        return _("It has never run.")
-    words = {"time": span(recovery.age), "driver": recovery.driver}
-    return moment(recovery.at, _("It last ran %(time)s ago, on %(driver)s.") % words)
 
 
 def _oldest(site: AdminSite, executions: Executions, now: datetime) -> dict[str, Any] | None:
