@@ -81,9 +81,17 @@ def comes_next(
     """What comes next by itself, and what an operator can do; ``pause``: what holds it up."""
     if pause is None:
         return _comes_next(execution, now, retried)
-    facts = {"what": str(pause), "user": pause.user_name, "why": pause.reason or "-"}
-    text = _("Nothing more begins until %(what)s is resumed; %(user)s paused it: %(why)s") % facts
+    text = _is_paused(pause)
     return f"{text} {_comes_next(execution, now, retried)}" if is_driven(execution, now) else text
+
+
+def _is_paused(pause: SagaPause) -> str:
+    if pause.reason:
+        text = _("Nothing more begins until %(what)s is resumed; %(user)s paused it: %(why)s")
+    else:
+        text = _("Nothing more begins until %(what)s is resumed; %(user)s paused it.")
+    user = pause.user_name or _("somebody")
+    return text % {"what": str(pause), "user": user, "why": pause.reason}
 
 
 def pause_of(execution: SagaExecution) -> SagaPause | None:

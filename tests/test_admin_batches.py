@@ -594,7 +594,7 @@ def test_the_buttons_are_those_that_make_sense(operator: Client) -> None:
     assert buttons() == ["ten", "all", "pause", "stop"]
     steer(operator, batch, "pause", reason="lunch")
     assert buttons() == ["resume", "stop"]
-    assert "root: lunch" in words(page(operator, url(batch)))
+    assert "Paused by root: lunch" in words(page(operator, url(batch)))
     SagaBatch.objects.update(allowed=2)
     steer(operator, batch, "resume")
     assert now(batch).status == "held"

@@ -587,7 +587,7 @@ def test_paused_in_the_middle_it_rests_until_it_is_resumed(alias: str) -> None:
 
     WORLD.interlude = in_the_middle
     assert work(batch, alias) == {"done": 1}
-    assert (now(batch).status, now(batch).why) == ("paused", "code: wait")
+    assert (now(batch).status, now(batch).why) == ("paused", "paused by code: wait")
     assert work(batch, alias) == {}
     batches.resume(now(batch), storage=storage)
     assert work(batch, alias) == {"done": 2}

@@ -110,6 +110,8 @@ def test_a_pause_is_told_with_who_and_why(step: str, operator: Client) -> None:
     said = lead(operator, execution)
     assert "Nothing more begins until tests.TripSaga" in said
     assert "ada paused it: no bank" in said
+    SagaPause.objects.update(reason="")
+    assert "is resumed; ada paused it. " in f"{lead(operator, execution)} "
     assert "resumed" not in lead(operator, ended)
 
 

@@ -69,7 +69,8 @@ def test_a_step_is_paused_and_resumed_from_the_list(operator: Client) -> None:
     html = operator.get(BASE).content.decode()
     assert "Nothing is paused." in html
     assert f'href="{BASE}pause/"' in html
-    assert "Pay is paused" in told(operator, "pause/", what=what("Pay"), reason="bank down")[0]
+    said = told(operator, "pause/", what=what("Pay"), reason="bank down")
+    assert said == ["Paused: tests.TripSaga Pay."]
     row = SagaPause.objects.get()
     assert (row.saga, row.step, row.reason) == (SAGA, "Pay", "bank down")
     html = operator.get(BASE).content.decode()
@@ -78,13 +79,15 @@ def test_a_step_is_paused_and_resumed_from_the_list(operator: Client) -> None:
     assert resume is not None
     asked = operator.get(resume[1]).content.decode()
     assert ("bank down" in asked, SagaPause.objects.count()) == (True, 1)
-    assert "goes on" in told(operator, resume[1].removeprefix(BASE), reason="up again")[0]
+    said = told(operator, resume[1].removeprefix(BASE), reason="up again")
+    assert said == ["Resumed: tests.TripSaga Pay. It goes on with the next sweep of recovery."]
     assert not SagaPause.objects.exists()
     assert trail() == [
         ("pause", "done", "admin", "bank down"),
         ("resume", "done", "admin", "up again"),
     ]
-    assert LogEntry.objects.count() == 2
+    log = LogEntry.objects.order_by("pk").values_list("change_message", flat=True)
+    assert list(log) == ["Paused: bank down", "Resumed: up again"]
 
 
 def test_a_whole_saga_can_be_chosen_and_what_a_link_names_is_chosen_already(
@@ -107,7 +110,9 @@ def test_what_is_no_saga_or_step_of_the_code_is_refused(operator: Client) -> Non
 
 def test_twice_is_told_and_audited(operator: Client) -> None:
     told(operator, "pause/", what=what())
-    assert "is paused already" in told(operator, "pause/", what=what())[0]
+    assert LogEntry.objects.get().change_message == "Paused"
+    again = operator.post(f"{BASE}pause/", {"what": what()}, follow=True).content.decode()
+    assert "Saga tests.TripSaga is paused already, since" in again  # its name as it is
     assert [entry[:2] for entry in trail()] == [("pause", "done"), ("pause", "refused")]
 
 

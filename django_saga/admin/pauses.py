@@ -82,6 +82,10 @@ def _value(saga: str, step: str) -> str:
     return json.dumps([saga, step])
 
 
+def _logged(what: str, reason: str) -> str:
+    return f"{what}: {mask_text(reason)}" if reason else what
+
+
 @admin.register(SagaPause)
 class SagaPauseAdmin(_Admin):
     """What is paused can be seen, and resumed; and more can be paused."""
@@ -162,8 +166,8 @@ class SagaPauseAdmin(_Admin):
 
         def work(reason: str) -> str:
             paused = pause(saga, step, user=request.user, reason=reason, source="admin")
-            self.log_addition(request, paused, _("Paused: %(why)s") % {"why": mask_text(reason)})
-            return _("%(what)s is paused.") % {"what": paused}
+            self.log_addition(request, paused, _logged(_("Paused"), reason))
+            return _("Paused: %(what)s.") % {"what": paused}
 
         return self._done(request, form, work)
 
@@ -177,8 +181,10 @@ class SagaPauseAdmin(_Admin):
 
         def work(reason: str) -> str:
             resume(row.saga, row.step, user=request.user, reason=reason, source="admin")
-            self.log_change(request, row, _("Resumed: %(why)s") % {"why": mask_text(reason)})
-            return _("%(what)s goes on with the next sweep of recovery.") % {"what": row}
+            self.log_change(request, row, _logged(_("Resumed"), reason))
+            return _("Resumed: %(what)s. It goes on with the next sweep of recovery.") % {
+                "what": row
+            }
 
         return self._done(request, form, work)
 

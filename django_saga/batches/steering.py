@@ -32,7 +32,7 @@ def allow(batch: SagaBatch, more: int | None, **asked: Unpack[Asked]) -> SagaBat
 
 def pause(batch: SagaBatch, **asked: Unpack[Asked]) -> SagaBatch:
     """Let it rest until it is resumed; the item in hand is finished."""
-    changes = {"status": Status.PAUSED, "why": _by(asked)}
+    changes = {"status": Status.PAUSED, "why": _by("paused", asked)}
     return _steer("pause", batch, (Status.RUNNING, Status.HELD), changes, asked)
 
 
@@ -43,7 +43,7 @@ def resume(batch: SagaBatch, **asked: Unpack[Asked]) -> SagaBatch:
 
 def stop(batch: SagaBatch, **asked: Unpack[Asked]) -> SagaBatch:
     """End it; the item in hand is finished, what waits is left alone for ever."""
-    changes = {"status": Status.STOPPED, "why": _by(asked), "finished_at": DatabaseNow()}
+    changes = {"status": Status.STOPPED, "why": _by("stopped", asked), "finished_at": DatabaseNow()}
     return _steer("stop", batch, GOING, changes, asked)
 
 
@@ -75,5 +75,5 @@ def _why_not(batch: SagaBatch | None) -> str:
     return f"This batch changed meanwhile, or cannot be changed so: it is {batch.status} now."
 
 
-def _by(asked: Asked) -> str:
-    return f"{who(asked)}: {reason_of(asked)}".removesuffix(": ")[:500]
+def _by(what: str, asked: Asked) -> str:
+    return f"{what} by {who(asked)}: {reason_of(asked)}".removesuffix(": ")[:500]

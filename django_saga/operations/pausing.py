@@ -28,7 +28,7 @@ def pause(saga: str, step: str = "", **asked: Unpack[Asked]) -> SagaPause:
         pause, made = rows.get_or_create(saga=saga, step=step, defaults=facts)
         if not made:
             since = f"{pause.created_at:%Y-%m-%d %H:%M:%S} UTC by {pause.user_name}"
-            raise SagaError(f"{pause} is paused already, since {since}.")
+            raise SagaError(f"Saga {pause} is paused already, since {since}.")
     return pause
 
 
@@ -41,7 +41,7 @@ def resume(saga: str, step: str = "", **asked: Unpack[Asked]) -> None:
     with audited("resume", PERMISSION, asked, saga=saga, step=step) as (_, storage):
         pauses = SagaPause.objects.using(storage.alias).filter(saga=saga, step=step)
         if not pauses.delete()[0]:
-            raise SagaError(f"{saga} {step}".strip() + " is not paused.")
+            raise SagaError(f"Saga {saga} {step}".strip() + " is not paused.")
 
 
 def _refuse_unknown(saga: str, step: str, alias: str) -> None:
