@@ -197,6 +197,7 @@ def test_it_says_what_will_run_on_how_many_and_which_are_left_alone(operator: Cl
     ):
         assert text in said
     assert "1 start" not in said
+    assert "<h1>Retry: 3 executions</h1>" in html
     assert 'name="reason"' in html
     assert "5" in re.findall(r'name="rate" value="([^"]*)"', html)
 

@@ -22,6 +22,7 @@ from django_saga.models import (
     SagaAuditEntry,
     SagaExecution,
     SagaFailureGroup,
+    SagaPause,
     SagaStepRecord,
 )
 from tests.operated import WORLD, changed, completed_trip, failed_trip, run_trip, stuck_trip
@@ -43,7 +44,7 @@ def _alone(committing_databases: None) -> Iterator[None]:
 def empty() -> None:
     WORLD.reset()
     for alias in ALIASES:
-        for model in (SagaStepRecord, SagaExecution, SagaFailureGroup, SagaAuditEntry):
+        for model in (SagaStepRecord, SagaExecution, SagaFailureGroup, SagaAuditEntry, SagaPause):
             model._base_manager.using(alias).all().delete()
 
 
@@ -396,6 +397,22 @@ def test_the_verbs_and_the_traceback_are_for_those_who_may() -> None:
     assert f"{EXECUTIONS}retry/" in html
     html = page(staff(*seeing, "view_traceback_sagaexecution"), one(failed))
     assert "Traceback" in html
+
+
+def test_who_may_pause_is_led_to_pausing_the_step_that_fails() -> None:
+    failed = failed_trip()
+    seeing = ("view_sagafailuregroup", "view_sagaexecution")
+    pausing = staff(*seeing, "pause_sagaexecution")
+    link = f'href="/admin/django_saga/sagapause/pause/?saga={failed.saga}&amp;step=Pay"'
+    assert link in page(pausing, one(failed))
+    assert link not in page(staff(*seeing), one(failed))
+    assert "sagapause/pause" in page(pausing, f"{EXECUTIONS}{failed.pk}/change/")
+    assert "step=Pay" in page(pausing, f"{EXECUTIONS}{failed.pk}/change/")
+    operations.pause(failed.saga, "Pay")
+    html = page(pausing, one(failed))
+    assert link not in html
+    assert "tests.TripSaga Pay is paused: nothing more of it begins." in html
+    assert f'href="/admin/django_saga/sagapause/{SagaPause.objects.get().pk}/resume/"' in html
 
 
 def test_code_that_asks_for_a_user_is_refused_as_they_are() -> None:

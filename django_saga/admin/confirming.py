@@ -178,12 +178,14 @@ class Confirming(_Admin):
         first = clock.values_list("clock", flat=True).first()
         query = request.GET.urlencode()
         ids = executions.values_list("pk", flat=True) if scope == SELECTED else []
+        shown = preview(verb, executions)
+        heading = ngettext("%(verb)s: %(n)s execution", "%(verb)s: %(n)s executions", shown.count)
         context = {
-            **self.page_context(request, _("%(verb)s: many") % {"verb": verb.label}),
+            **self.page_context(request, heading % {"verb": verb.label, "n": shown.shown}),
             "original": verb.label,
             "verb": verb,
             "what": title,
-            "preview": preview(verb, executions),
+            "preview": shown,
             "form": form,
             "scope": scope,
             "ids": ids,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from django import forms
 from django.contrib import admin, messages
@@ -24,8 +25,10 @@ from django_saga.admin.formats import moment, name, span, status_badge
 from django_saga.admin.rows import leaving_out, stored
 from django_saga.counts import CAP
 from django_saga.exceptions import SagaError
-from django_saga.models import SagaExecution, SagaFailureGroup, SagaStepRecord
+from django_saga.models import SagaExecution, SagaFailureGroup, SagaPause, SagaStepRecord
 from django_saga.operations.noting import MUTE_LIMIT, NOTE_LIMIT
+from django_saga.operations.pausing import PERMISSION as PAUSE
+from django_saga.storage import DjangoSagaStorage
 from django_saga.verdicts import DatabaseNow, unsettled
 
 if TYPE_CHECKING:
@@ -270,6 +273,7 @@ class SagaFailureGroupAdmin(_Admin):
             "form": form if self.has_change_permission(request) else None,
             "note_only": found.note,
             **self._behind(request, executions, found),
+            **self._pause(request, found),
             **(extra_context or {}),
         }
         return TemplateResponse(request, f"{TEMPLATES}/group.html", context)
@@ -320,6 +324,19 @@ class SagaFailureGroupAdmin(_Admin):
             if any(getattr(each, f"{verb.name}_verdict") in verb.possible for each in latest)
         ]
         return {"latest": latest, "verbs": fit, "record": self._record(request, latest, group)}
+
+    def _pause(self, request: HttpRequest, group: SagaFailureGroup) -> dict[str, Any]:
+        """For who may: what holds its step up, or else where that can be paused."""
+        if not request.user.has_perm(PAUSE):
+            return {}
+        rows = SagaPause.objects.using(group._state.db).filter(saga=group.saga)
+        pause = rows.filter(step__in=["", group.step]).order_by("step").first()
+        if pause is not None:
+            url = sites.address(self.admin_site, "sagapause", "resume", pause.pk)
+            return {"pause": pause, "resume_url": url}
+        url = sites.address(self.admin_site, "sagapause", "pause")
+        chosen = urlencode({"saga": group.saga, "step": group.step})
+        return {"pause_url": f"{url}?{chosen}" if url else ""}
 
     def _many(self, verb: str, group: SagaFailureGroup) -> str:
         page = sites.address(self.admin_site, sites.EXECUTIONS, f"{verb}_many")
