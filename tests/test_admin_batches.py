@@ -260,7 +260,7 @@ def test_filters_are_told_in_words(operator: Client) -> None:
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ({"reason": "  "}, "This field is required"),
+        ({"reason": "  "}, "Say why: the audit keeps it."),
         ({"rate": "fast"}, "Enter a number"),
         ({"rate": "0"}, "greater than or equal to 0.1"),
         ({"rate": "nan"}, "Enter a number"),

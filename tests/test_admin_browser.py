@@ -87,12 +87,12 @@ def test_the_page_of_a_batch_follows_it_by_itself_and_keeps_the_focus(operate: O
     with operate() as page:
         page.goto(f"/admin/django_saga/sagabatch/{batch.pk}/change/")
         expect_text(page, ".saga-what", "0 of 3")
-        page.get_by_label("Remark").fill("lunch")
+        page.get_by_label("Reason").fill("lunch")
         page.get_by_role("button", name="Stop").focus()
         in_a_thread(lambda: batches.work(seconds=60, stopped=after(2)))
         expect_text(page, ".saga-what", "1 of 3")
         assert page.evaluate("document.activeElement.value") == "stop"
-        assert page.get_by_label("Remark").input_value() == "lunch"
+        assert page.get_by_label("Reason").input_value() == "lunch"
         in_a_thread(lambda: batches.work(seconds=60))
         expect_text(page, ".saga-what", "finished")
         expect_text(page, "#content", "3 completed")

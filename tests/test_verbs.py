@@ -16,7 +16,7 @@ from django.test import Client
 from pytest_django import Settings
 
 from django_saga.masking import MASK
-from django_saga.models import SagaAuditEntry, SagaExecution, SagaStepRecord
+from django_saga.models import SagaAuditEntry, SagaExecution, SagaPause, SagaStepRecord
 from django_saga.operations import VERBS
 from tests.operated import (
     WORLD,
@@ -32,7 +32,7 @@ from tests.operated import (
     retried_trip,
     stuck_trip,
 )
-from tests.test_admin import HOSTILE, MODEL_ADMIN, log_in, one, page, staff
+from tests.test_admin import BASE, HOSTILE, MODEL_ADMIN, log_in, one, page, staff
 
 
 @pytest.fixture(autouse=True)
@@ -293,6 +293,21 @@ def test_a_reason_is_asked_for_and_what_was_typed_is_kept(operator: Client) -> N
     assert re.search(r'<input[^>]*value="Pack"[^>]*checked', response.content.decode())
     assert changed(execution).status == "STUCK"
     assert posted(operator, execution, "retry", reason="").status_code == 302
+
+
+def test_each_form_tells_by_its_label_alone_whether_it_needs_a_reason(operator: Client) -> None:
+    """Pausing and resuming, which need none, are asked with the same form as the verbs."""
+    waiting = pending_trip()
+    paused = SagaPause.objects.create(saga=waiting.saga, step="Leave")
+    needed = [one(waiting, verb) for verb in ("cancel", "skip", "mark_done", "abandon")]
+    needed.append(f"{BASE}cancel/?status=all")
+    pauses = "/admin/django_saga/sagapause/"
+    optional = [one(failed_trip(), "retry"), f"{pauses}pause/", f"{pauses}{paused.pk}/resume/"]
+    for address in (*needed, *optional):
+        label = re.search(r'<label for="id_reason"([^>]*)>Reason:</label>', page(operator, address))
+        assert label is not None, address
+        assert label[1].strip() == ('class="required"' if address in needed else ""), address
+    paused.delete()
 
 
 def test_a_refusal_of_ours_is_told_on_the_form_which_keeps_the_reason(operator: Client) -> None:

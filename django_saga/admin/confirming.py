@@ -25,6 +25,7 @@ from django.utils.translation import gettext_lazy, ngettext
 from django_saga import batches
 from django_saga.admin.addresses import moment_of, uuid_of
 from django_saga.admin.driving import drive_here
+from django_saga.admin.forms import AskingForm, reason_field
 from django_saga.admin.preview import CAP, preview
 from django_saga.admin.rows import leaving_out
 from django_saga.backends import get_backend
@@ -45,15 +46,10 @@ MATCHING, SELECTED = "matching", "selected"
 ALLOWED = {"1": 1, "10": 10, "all": None}
 
 
-class ManyForm(forms.Form):
+class ManyForm(AskingForm):
     """Why, how fast, and how many for now."""
 
-    reason = forms.CharField(
-        label=gettext_lazy("Reason"),
-        max_length=2_000,
-        help_text=gettext_lazy("It is kept with what is done, for those who come after you."),
-        widget=forms.Textarea(attrs={"rows": 2}),
-    )
+    reason = reason_field(required=True)
     rate = forms.FloatField(
         label=gettext_lazy("Executions per second"),
         initial=5,

@@ -20,7 +20,28 @@ from django_saga.operations import Verb
 REASON_LIMIT = 2_000  # characters
 
 
-class VerbForm(forms.Form):
+WHY = gettext_lazy("Why you do this. The audit keeps it, with your name.")
+
+
+def reason_field(*, required: bool, help_text: Any = WHY) -> forms.CharField:
+    """Why something is done: the same on each form that asks for it."""
+    return forms.CharField(
+        label=gettext_lazy("Reason"),
+        required=required,
+        max_length=REASON_LIMIT,
+        widget=forms.Textarea(attrs={"rows": 2}),
+        help_text=help_text,
+        error_messages={"required": gettext_lazy("Say why: the audit keeps it.")},
+    )
+
+
+class AskingForm(forms.Form):
+    """Tells what it needs from what it may be given as the admin does: by the label."""
+
+    required_css_class = "required"
+
+
+class VerbForm(AskingForm):
     """Asks for what a verb takes; its token is the one that was seen when it was asked."""
 
     token = forms.IntegerField(
@@ -37,7 +58,8 @@ class VerbForm(forms.Form):
         self.takes = verb.takes
         for name in verb.takes:
             self.fields[name] = _FIELDS[name](execution)
-        self.fields["reason"] = _reason(verb)
+        why = _EVIDENCE if verb.name == "skip" else WHY
+        self.fields["reason"] = reason_field(required=verb.needs_reason, help_text=why)
 
     @property
     def note(self) -> str:
@@ -71,18 +93,6 @@ class VerbForm(forms.Form):
         return typed
 
 
-def _reason(verb: Verb) -> forms.Field:
-    return forms.CharField(
-        label=_("Reason") if verb.needs_reason else _("Reason (optional)"),
-        required=verb.needs_reason,
-        max_length=REASON_LIMIT,
-        widget=forms.Textarea(attrs={"rows": 2}),
-        help_text=_EVIDENCE if verb.name == "skip" else _WHY,
-        error_messages={"required": _("Say why: the audit keeps it.")},
-    )
-
-
-_WHY = gettext_lazy("Why you do this. The audit keeps it, with your name.")
 _EVIDENCE = gettext_lazy(
     "How you know that it had no effect, and that the saga does without it. The audit keeps it."
 )

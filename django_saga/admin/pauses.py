@@ -22,6 +22,7 @@ from django.utils.translation import gettext_lazy
 from django_saga import registry
 from django_saga.admin.formats import name
 from django_saga.admin.rows import leaving_out, stored
+from django_saga.admin.forms import AskingForm, reason_field
 from django_saga.admin.views import outside_transactions
 from django_saga.exceptions import SagaError
 from django_saga.masking import mask_text
@@ -39,16 +40,12 @@ TEMPLATES = "admin/django_saga/sagapause"
 BASE = "django_saga_sagapause"
 
 
-class PauseForm(forms.Form):
+class PauseForm(AskingForm):
     """A saga of the code or one of its steps, and why."""
 
     what = forms.ChoiceField(label=gettext_lazy("What"))
-    reason = forms.CharField(
-        label=gettext_lazy("Reason"),
-        required=False,
-        max_length=2_000,
-        widget=forms.Textarea(attrs={"rows": 3, "cols": 60}),
-        help_text=gettext_lazy("The audit keeps it, and whoever waits reads it."),
+    reason = reason_field(
+        required=False, help_text=gettext_lazy("The audit keeps it, and whoever waits reads it.")
     )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -56,15 +53,10 @@ class PauseForm(forms.Form):
         self.fields["what"].choices = _choices()  # type: ignore[attr-defined]
 
 
-class ReasonForm(forms.Form):
+class ReasonForm(AskingForm):
     """Why it is resumed."""
 
-    reason = forms.CharField(
-        label=gettext_lazy("Reason"),
-        required=False,
-        max_length=2_000,
-        widget=forms.Textarea(attrs={"rows": 3, "cols": 60}),
-    )
+    reason = reason_field(required=False)
 
 
 def _choices() -> list[Any]:
