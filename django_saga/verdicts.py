@@ -47,7 +47,7 @@ class Verdict(models.TextChoices):
     )
     NOW = (
         "now",
-        npgettext_lazy("saga verdict", "is changed now", "are changed now", "number"),
+        npgettext_lazy("saga verdict", "is cancelled now", "are cancelled now", "number"),
     )
     SOON = (
         "soon",

@@ -456,7 +456,8 @@ def test_the_history_tells_attempts_errors_and_a_folded_traceback(operator: Clie
     html = page(operator, one(stuck_trip()))
     history = html.split('id="history"')[1].split("</section>")[0]
     rows = re.findall(
-        r"<td>(\w+)</td>\s*<td[^>]*>. (\w+)</td>\s*<td>(\d)</td>\s*<td><span[^>]*>(\w+)<", history
+        r"<td>(\w+)</td>\s*<td[^>]*>. (\w+)</td>\s*<td[^>]*>(\d)</td>\s*<td><span[^>]*>(\w+)<",
+        history,
     )
     assert rows == [
         ("Pack", "act", "1", "done"),
@@ -481,7 +482,7 @@ def test_a_long_history_is_shown_in_parts(operator: Client) -> None:
     html = page(operator, one(execution))
     seen = []
     while True:
-        numbers = re.findall(r"</td>\s*<td>(\d+)</td>\s*<td><span", html)
+        numbers = re.findall(r"</td>\s*<td[^>]*>(\d+)</td>\s*<td><span", html)
         assert 0 < len(numbers) <= 50
         seen = numbers + seen
         earlier = re.search(r'href="\?before=(\d+)', html)

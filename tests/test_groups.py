@@ -144,8 +144,8 @@ def test_the_list_tells_all_of_a_group_and_leads_to_what_is_behind_it(operator: 
     html = html[html.rindex("<article") :]
     told = facts(html)
     assert told["Not dealt with"] == "3"
-    assert told["Of these, last hour"] == "2"
-    assert told["Of these, last 24 hours"] == "3"
+    assert told["Of these, in 1 h"] == "2"
+    assert told["Of these, in 24 h"] == "3"
     assert told["Oldest waiting"] == "2 h 0 m"
     assert "no money" in html
     assert "in Pay of tests.TripSaga" in html
@@ -250,7 +250,7 @@ def test_a_group_that_was_dealt_with_says_so_and_leads_to_what_was(operator: Cli
     told = facts(html)
     assert (told["Not dealt with"], told["Dealt with"]) == ("0", "3")
     assert (told["First seen"], told["Last seen"]) == ("5 h 0 m ago", "3 h 0 m ago")
-    assert "Of these, last hour" not in told
+    assert "Of these, in 1 h" not in told
     assert f"{EXECUTIONS}retry/" not in html
     assert failures[0].failure_group not in listed(operator)
     query = f"?group={failures[0].failure_group}&status=dealt-with"

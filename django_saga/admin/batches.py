@@ -49,7 +49,7 @@ STEER = {"pause": batches.pause, "resume": batches.resume, "stop": batches.stop}
 class SagaBatchAdmin(_Admin):
     """Batches can be seen by who asked for them, or may see all; steered by who may do the verb."""
 
-    list_display = ("status_shown", "verb_shown", "title", "total", "user_name", "created_at")
+    list_display = ("status_shown", "verb_shown", "title", "total", "user_name", "at_shown")
     list_display_links = ("title",)
     list_filter = ("status",)
     list_per_page = 50
@@ -96,11 +96,16 @@ class SagaBatchAdmin(_Admin):
     def verb_shown(self, batch: SagaBatch) -> str:
         return _label(batch)
 
+    @admin.display(description=gettext_lazy("at (UTC)"))
+    def at_shown(self, batch: SagaBatch) -> str:
+        return f"{batch.created_at:%Y-%m-%d %H:%M:%S}"
+
     @leaving_out
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        return super().changelist_view(request, extra_context)
+        title = {"title": _("Saga batches")}
+        return super().changelist_view(request, {**title, **(extra_context or {})})
 
     @leaving_out
     def change_view(
