@@ -20,7 +20,9 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from pytest_django import Settings
 
+from django_saga import batches
 from django_saga.models import SagaExecution, SagaStepRecord
+from django_saga.operations import RETRY
 from tests.operated import (
     WORLD,
     changed,
@@ -271,6 +273,19 @@ def test_search_finds_an_id_whatever_its_status(operator: Client) -> None:
     for text in (str(completed.pk), completed.pk.hex, f" {completed.pk}".upper()):
         assert shown(operator, f"?q={text}") == {completed.pk}
     assert shown(operator, f"?q={failed.pk}") == {failed.pk}
+
+
+def test_what_the_lists_show_of_an_id_is_what_the_search_takes(operator: Client) -> None:
+    failed = failed_trip()
+    rows = SagaExecution.objects.all()
+    batch = batches.create(RETRY, rows, user=None, reason="x", title="x")
+    for address in (
+        BASE,
+        f"/admin/django_saga/sagafailuregroup/{failed.failure_group}/change/",
+        f"/admin/django_saga/sagabatch/{batch.pk}/change/",
+    ):
+        (text,) = re.findall(r'class="saga-id"[^>]*>([^<]*)<', page(operator, address))
+        assert shown(operator, f"?q={quote(text)}") == {failed.pk}
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,14 @@ def test_a_page_shows_who_did_what_to_which_and_why(auditor: Client) -> None:
     assert "bank is up again" in page(auditor, f"{row.pk}/change/")
 
 
+def test_what_was_done_to_many_leads_to_the_batch(auditor: Client) -> None:
+    batch = uuid.uuid4()
+    row = entry(verb="create_batch", batch_id=batch)
+    link = f'href="/admin/django_saga/sagabatch/{batch}/change/">{batch}</a>'
+    for address in ("", f"{row.pk}/change/"):
+        assert link in page(auditor, address)
+
+
 def test_text_from_outside_is_escaped_and_nothing_is_stored_by_the_browser(auditor: Client) -> None:
     texts = {"reason": HOSTILE, "detail": HOSTILE, "saga": HOSTILE, "step": HOSTILE}
     row = entry(**texts, user_name=HOSTILE)

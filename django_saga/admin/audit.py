@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from django.contrib import admin
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
+from django_saga.admin import sites
 from django_saga.admin.addresses import number_of, uuid_of
 from django_saga.admin.changelist import by_filter
 from django_saga.admin.formats import badge, name
@@ -167,18 +167,17 @@ class SagaAuditEntryAdmin(_Admin):
 
     @admin.display(description=_("done to"))
     def on(self, entry: SagaAuditEntry) -> SafeString:
-        what = name(f"{entry.saga} {entry.step}".strip())
-        if entry.execution_id is None:
+        what, id = name(f"{entry.saga} {entry.step}".strip()), entry.execution_id
+        if id is None and entry.batch_id is None:
             return what
-        page = reverse(
-            "admin:django_saga_sagaexecution_change",
-            args=[entry.execution_id],
-            current_app=self.admin_site.name,
+        model = sites.EXECUTIONS if id else "sagabatch"
+        page = sites.address(self.admin_site, model, "change", id or entry.batch_id)
+        link = (
+            '{} <a class="saga-id" href="{}">{}</a>'
+            if page
+            else '{0} <span class="saga-id">{2}</span>'
         )
-        id = str(entry.execution_id)
-        return format_html(
-            '{} <a class="saga-id" href="{}" title="{}">…{}</a>', what, page, id, id[-12:]
-        )
+        return format_html(link, what if id else _("batch"), page, id or entry.batch_id)
 
     @admin.display(description=_("reason"))
     def why(self, entry: SagaAuditEntry) -> SafeString:

@@ -115,13 +115,9 @@ class SagaExecutionAdmin(Exporting, Confirming, _Admin):
 
     @admin.display(description=_("saga"))
     def saga_shown(self, execution: SagaExecution) -> SafeString:
-        # The end of an id tells more than its beginning, which may be a time.
-        return format_html(
-            '{} <span class="saga-id" title="{}">…{}</span>',
-            name(execution.saga),
-            execution.pk,
-            str(execution.pk)[-12:],
-        )
+        # Whole, as the search takes it: the beginning may be a time, and no index knows the end.
+        id = execution.pk
+        return format_html('{} <span class="saga-id">{}</span>', name(execution.saga), id)
 
     @admin.display(description=_("step"))
     def step_shown(self, execution: SagaExecution) -> str:

@@ -313,7 +313,6 @@ class SagaFailureGroupAdmin(_Admin):
             ).annotate(now=DatabaseNow())[:LATEST]
         )
         for execution in latest:
-            execution.short = f"…{str(execution.pk)[-12:]}"
             execution.said = execution.stuck_reason or execution.error_message
             execution.badge = status_badge(execution)
             execution.age = moment(execution.created_at, span(execution.now - execution.created_at))
