@@ -30,7 +30,6 @@ from django_saga.heartbeats import lateness
 from django_saga.models import SagaBatch, SagaBatchItem, SagaExecution
 from django_saga.operations import VERBS
 from django_saga.operations.asking import reason_of
-from django_saga.storage import DjangoSagaStorage
 from django_saga.verdicts import DatabaseNow
 
 if TYPE_CHECKING:

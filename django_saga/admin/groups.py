@@ -28,7 +28,6 @@ from django_saga.exceptions import SagaError
 from django_saga.models import SagaExecution, SagaFailureGroup, SagaPause, SagaStepRecord
 from django_saga.operations.noting import MUTE_LIMIT, NOTE_LIMIT
 from django_saga.operations.pausing import PERMISSION as PAUSE
-from django_saga.storage import DjangoSagaStorage
 from django_saga.verdicts import DatabaseNow, unsettled
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from django.utils.translation import gettext_lazy
 
 from django_saga import registry
 from django_saga.admin.formats import name
-from django_saga.admin.rows import leaving_out, stored
 from django_saga.admin.forms import AskingForm, reason_field
+from django_saga.admin.rows import leaving_out, stored
 from django_saga.admin.views import outside_transactions
 from django_saga.exceptions import SagaError
 from django_saga.masking import mask_text
