@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,14 +11,16 @@ from uuid import UUID, uuid4
 
 import pytest
 from django.conf import settings
-from django.test import override_settings
+from django.contrib.auth import get_user_model
+from django.db import connections
+from django.test import Client, override_settings
 
-from django_saga import InvalidDefinition, recover_saga
+from django_saga import InvalidDefinition, SagaFailed, recover_saga
 from django_saga.models import SagaExecution
 from django_saga.recovery import sweep
 from django_saga.storage import DjangoSagaStorage
 from tests.faults.driving import expire, work
-from tests.sagas import Journey, Stroll
+from tests.sagas import Journey, Stroll, Travel
 
 SHARDS = ("default", "sqlite")
 
@@ -95,6 +98,45 @@ def test_recovery_of_a_shard_finds_what_its_queue_has_lost(
     with process_of("sqlite", queues):
         assert saga_id in {recovered.saga_id for recovered in sweep(inline=True)}
         assert recover_saga(saga_id).status == "COMPLETED"
+
+
+class Replica:
+    """The router of a process that shows sagas from a replica."""
+
+    def db_for_read(self, model: Any, **hints: Any) -> str:
+        return "replica" if model._meta.app_label == "django_saga" else "default"
+
+    db_for_write = db_for_read
+
+
+@pytest.fixture
+def replica() -> Iterator[None]:
+    """Another way to the database of the tests, which takes nothing."""
+    default = connections.settings["default"]
+    options = {**default["OPTIONS"], "options": "-c default_transaction_read_only=on"}
+    connections.settings["replica"] = {**default, "OPTIONS": options}
+    yield
+    connections["replica"].close()
+    del connections["replica"], connections.settings["replica"]
+
+
+def test_the_admin_can_be_read_from_a_replica(replica: None, tmp_path: Path) -> None:
+    with pytest.raises(SagaFailed) as failed:
+        Travel().run(Journey(str(tmp_path / "ledger"), full=True))
+    execution, admin = failed.value.execution, Client()
+    group, shown = execution.failure_group, f"sagaexecution/{execution.pk}/change/"
+    name = f"operator-{uuid4()}"
+    admin.force_login(get_user_model().objects.create_superuser(name))
+    pages = ["", "sagaexecution/?status=all", shown, "sagafailuregroup/", "sagabatch/"]
+    retry = f"/admin/django_saga/sagaexecution/{execution.pk}/retry/"
+    with override_settings(DATABASE_ROUTERS=[f"{__name__}.{Replica.__qualname__}"]):
+        for page in [*pages, f"sagafailuregroup/{group}/change/"]:
+            assert admin.get(f"/admin/django_saga/{page}").status_code == 200, page
+        form = admin.get(retry).content.decode()
+        (token,) = re.findall(r'name="token" value="([^"]*)"', form)
+        answer = admin.post(retry, {"token": token, "reason": "why not"}, follow=True)
+    assert "takes no changes" in answer.content.decode()
+    assert not SagaExecution.objects.filter(retry_of=execution.pk).exists()
 
 
 @pytest.mark.parametrize("queue", ["", 7])

@@ -1687,3 +1687,15 @@ def test_nothing_is_written_together_inside_a_callers_transaction(
         came = database.write_together([next_checkpoint(claim) for claim in claims])
     assert all(isinstance(error, InsideTransaction) for error in came)
     assert [row(database, claim.id).step for claim in claims] == ["A", "A"]
+
+
+def test_a_server_that_takes_no_writes_any_more_is_left_for_the_next() -> None:
+    """As after a failover: the old one refuses, the new connection leads to its successor."""
+    storage = DjangoSagaStorage("default")
+    claim = leased(storage)
+    with connections["default"].cursor() as cursor:
+        cursor.execute("SET default_transaction_read_only = on")
+    with pytest.raises(StorageUnavailable, match="read-only"):
+        storage.checkpoint(next_checkpoint(claim))
+    storage.checkpoint(next_checkpoint(claim))
+    assert row(storage, claim.id).step == "P"

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypedDict
 from uuid import UUID
 
 from django.core.exceptions import PermissionDenied
-from django.db import transaction
+from django.db import InternalError, transaction
 from django.utils.module_loading import import_string
 
 from django_saga.conf import conf
@@ -16,6 +16,7 @@ from django_saga.exceptions import InvalidSettings, SagaError
 from django_saga.masking import mask_text
 from django_saga.models import SagaAuditEntry, SagaExecution
 from django_saga.storage import DjangoSagaStorage
+from django_saga.storage.django import is_read_only
 from django_saga.texts import storable, told
 
 
@@ -66,6 +67,10 @@ def audited(
         found = {"saga": entry.saga, "step": entry.step, "execution_id": entry.execution_id}
         refuse(verb, error, asked, storage, **found)
         raise
+    except InternalError as error:
+        if not is_read_only(error):
+            raise
+        raise SagaError(f"The database {storage.alias!r} takes no changes: {error}") from error
 
 
 def enter(verb: str, asked: Asked, storage: DjangoSagaStorage, **about: Any) -> None:

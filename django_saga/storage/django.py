@@ -17,6 +17,7 @@ from django.db import (
     DataError,
     IntegrityError,
     InterfaceError,
+    InternalError,
     OperationalError,
     ProgrammingError,
     connections,
@@ -716,7 +717,9 @@ class _translated:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (OperationalError, InterfaceError, ProgrammingError)):
+        away = (OperationalError, InterfaceError, ProgrammingError)
+        if isinstance(error, away) or is_read_only(error):
+            assert isinstance(error, Exception)
             _raise_translated(error, self._connection)
 
 
@@ -733,12 +736,20 @@ def _raise_translated(error: Exception, connection: BaseDatabaseWrapper) -> None
     raise StorageUnavailable(f"The database {connection.alias!r}: {error}") from error
 
 
+def is_read_only(error: BaseException | None) -> bool:
+    """Whether the server takes no writes any more, as after a failover; the next one may."""
+    return isinstance(error, InternalError) and _sqlstate(error) == "25006"
+
+
+def _sqlstate(error: Exception) -> str | None:
+    return getattr(error.__cause__, "sqlstate", None)  # psycopg has it
+
+
 def _is_outdated(error: Exception) -> bool:
     """Whether a table or a column is missing; asks nothing of a transaction that is broken."""
-    state = getattr(error.__cause__, "sqlstate", None)  # psycopg
     code = error.args[0] if error.args else None  # MariaDB; SQLite has its text there
     return (
-        state in ("42P01", "42703")
+        _sqlstate(error) in ("42P01", "42703")
         or code in (1146, 1054)
         or any(lack in str(code) for lack in _SQLITE_LACKS)
     )
