@@ -87,7 +87,7 @@ def stop() -> None:
         STARTED.close()
 
 
-def private_postgresql(home: Path) -> str:
+def private_postgresql(home: Path, *, fsync: bool = False) -> str:
     # Its lock file would lie in /tmp, where another user's may be in the way.
     (home / "python_PostgresServer").mkdir()
     try:
@@ -102,10 +102,12 @@ def private_postgresql(home: Path) -> str:
     server = get_server(home / "postgresql", cleanup_mode="delete")
     STARTED.callback(server.cleanup)
     host = server.get_postmaster_info().socket_dir
-    with psycopg.connect(f"user=postgres dbname=postgres host={host}", autocommit=True) as session:
+    if not fsync:
         # Nobody pulls the plug here; what is killed, the server or a client, loses nothing by it.
-        session.execute("ALTER SYSTEM SET fsync = off")
-        session.execute("SELECT pg_reload_conf()")
+        address = f"user=postgres dbname=postgres host={host}"
+        with psycopg.connect(address, autocommit=True) as session:
+            session.execute("ALTER SYSTEM SET fsync = off")
+            session.execute("SELECT pg_reload_conf()")
     return f"postgres://postgres@/postgres?host={quote(str(host))}"
 
 
