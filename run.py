@@ -3,6 +3,7 @@
 
     python run.py demo                  sagas that complete, fail, and are killed and recovered
     python run.py tests [ARGUMENT ...]  the tests; the arguments are pytest's
+    python run.py bench [ARGUMENT ...]  the benchmarks, beside bare loops and other libraries
     python run.py python ARGUMENT ...   the environment's Python, with all tools (-m mypy, ...)
 
 The first start makes .venv beside this file and installs what the command needs.
@@ -21,7 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-REQUIREMENTS = {name: ROOT / name / "requirements.txt" for name in ("testproject", "tests", ".ci")}
+FOLDERS = ("testproject", "tests", "benchmarks", ".ci")
+REQUIREMENTS = {name: ROOT / name / "requirements.txt" for name in FOLDERS}
 
 DEMO = ["--editable", str(ROOT), "--requirement", str(REQUIREMENTS["testproject"])]
 TESTS = [
@@ -30,10 +32,12 @@ TESTS = [
     "--requirement",
     str(REQUIREMENTS["tests"]),
 ]
+BENCH = [*TESTS, "--requirement", str(REQUIREMENTS["benchmarks"])]
 TOOLS = [*TESTS, "--requirement", str(REQUIREMENTS[".ci"])]
 COMMANDS = {
     "demo": (DEMO, ["manage.py", "demo"]),
     "tests": (TESTS, ["-m", "pytest"]),
+    "bench": (BENCH, ["-m", "benchmarks"]),
     "python": (TOOLS, []),
 }
 

@@ -1,0 +1,3 @@
+"""How fast sagas are beside what could be in their place: ``python run.py bench``."""
+
+from __future__ import annotations
