@@ -4,7 +4,8 @@
 makes a database for each size on that server, and drops it in the end. Size 0 holds what fills one
 page of each list, and nothing else; of failures that nobody has dealt with, and of what is active,
 each has the same, so that it is the history alone that grows. The rounds go from one database to
-the next, all in one process; medians are compared, and the ratio to the first size is what counts.
+the next, all in one process. What counts is the ratio to the first size: the median of the ratios
+of all rounds, since the machine may be busier in one than in another.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class Site:
 
 
 def measure(sizes: list[int], *, records: int = 3, rounds: int = ROUNDS) -> list[dict[str, Any]]:
-    """For each size ``size``, and the median milliseconds of each case."""
+    """For each size ``size``, and by case ``milliseconds``, the median, and ``ratios``."""
     from django.db import connections
 
     own = connections["default"]
@@ -101,11 +102,16 @@ def measure(sizes: list[int], *, records: int = 3, rounds: int = ROUNDS) -> list
         with own.cursor() as cursor:
             for name in names.values():
                 cursor.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
-    return [
-        {"size": site.size}
-        | {name: statistics.median(each) * 1000 for name, each in site.times.items()}
-        for site in sites
-    ]
+    return [_found(site, sites[0]) for site in sites]
+
+
+def _found(site: Site, first: Site) -> dict[str, Any]:
+    milliseconds, ratios = {}, {}
+    for name, each in site.times.items():
+        milliseconds[name] = statistics.median(each) * 1000
+        pairs = zip(each, first.times[name], strict=True)
+        ratios[name] = statistics.median(mine / base for mine, base in pairs)
+    return {"size": site.size, "milliseconds": milliseconds, "ratios": ratios}
 
 
 def _fill(site: Site, records: int) -> None:
@@ -194,9 +200,10 @@ def _sweep(site: Site, cursor: Any, due: int) -> None:
 
     cursor.execute(_DUE, [due])
     cursor.execute(f"VACUUM ANALYZE {EXECUTIONS}")
-    with site.timed(f"sweep, {due} due"):
-        claims = DjangoSagaStorage().due(20, driver="growth", lease=60.0)
-    assert len(claims) == min(due, 20)
+    for _ in range(1 if due else 5):
+        with site.timed(f"sweep, {due} due"):
+            claims = DjangoSagaStorage().due(20, driver="growth", lease=60.0)
+        assert len(claims) == min(due, 20)
     cursor.execute(f"DELETE FROM {EXECUTIONS} WHERE saga = 'growth.Due' AND status = 'PENDING'")
     cursor.execute(f"VACUUM {EXECUTIONS}")
 
@@ -231,17 +238,16 @@ def _pages() -> dict[str, str]:
 
 def report(found: list[dict[str, Any]]) -> bool:
     """Print medians, ratios and verdicts; returns whether all hold."""
-    first, *others = found
-    print(f"{'milliseconds at':18} {first['size']:>10,}", end="")
-    print("".join(f" {each['size']:>10,} {'ratio':>13}" for each in others))
-    missed = []
-    for name in (name for name in first if name != "size"):
-        print(f"{name:18} {first[name]:10.2f}", end="")
-        for each in others:
-            ratio = each[name] / first[name]
-            verdict = "holds" if ratio <= RATIO else "MISSED"
-            missed += [name] if ratio > RATIO else []
-            print(f" {each[name]:10.2f} {ratio:6.2f} {verdict:>6}", end="")
+    print(f"{'milliseconds at':18}", end="")
+    print("".join(f" {each['size']:>10,} {'ratio':>13}" for each in found))
+    missed = False
+    for name in found[0]["ratios"]:
+        print(f"{name:18}", end="")
+        for each in found:
+            ratio = each["ratios"][name]
+            missed |= ratio > RATIO
+            verdict = "MISSED" if ratio > RATIO else "holds"
+            print(f" {each['milliseconds'][name]:10.2f} {ratio:6.2f} {verdict:>6}", end="")
         print()
     print(f"target: at most {RATIO}: {'MISSED' if missed else 'holds'}")
     return not missed
