@@ -92,7 +92,10 @@ class ContextCodec(Generic[ContextT]):
     def decode(self, stored: str) -> ContextT:
         """The context from its JSON; raises :class:`InvalidContext`, naming the field."""
         if not stored:
-            raise InvalidContext("Its context was removed by retention.")
+            raise InvalidContext(
+                f"The stored context no longer fits {self.context_type.__qualname__}: "
+                "it is empty, as retention leaves it"
+            )
         try:
             return self._decoder.decode(stored)
         except Exception as error:  # also from a __post_init__
