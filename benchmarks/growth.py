@@ -152,39 +152,33 @@ def _go_round(site: Site) -> None:
 
 
 def _run_sagas(site: Site) -> None:
-    from benchmarks.compare import define
-    from django_saga import Abort, Saga, SagaContext, SagaFailed, SagaStepHandler
-
-    class Fails(SagaStepHandler[SagaContext]):
-        def act(self, context: SagaContext) -> None:
-            raise Abort("no")
+    from benchmarks.sagas import Order, OrderSaga, RefusedSaga
+    from django_saga import SagaFailed
 
     def note(execute: Any, sql: str, *rest: Any) -> Any:
         kind = "starting" if sql.startswith("INSERT") else "checkpointing"
         with site.timed("failing" if "failure AS" in sql else kind):
             return execute(sql, *rest)
 
-    saga, context = define()
-    drive, failing = saga(), Saga(steps=[*saga.steps[:1], Fails], name="growth.Failing")
+    drive, failing = OrderSaga(), RefusedSaga()
     with site.connection.execute_wrapper(note):
         for _ in range(WRITES):
-            drive.run(context())
+            drive.run(Order())
             with suppress(SagaFailed):
-                failing.run(context())
+                failing.run(Order())
 
 
 def _drive(site: Site, cursor: Any) -> None:
-    from benchmarks.compare import define
+    from benchmarks.sagas import OrderSaga
     from django_saga import machine
     from django_saga.models import new_id
     from django_saga.storage import DjangoSagaStorage
 
-    saga, _context = define()
     storage = DjangoSagaStorage()
-    state = machine.start(saga.definition.plan, "{}")
+    state = machine.start(OrderSaga.definition.plan, "{}")
     held = []
     for pk in [new_id() for _ in range(WRITES)]:
-        storage.create(pk, saga.name, state, driver="lost", lease=0.0)
+        storage.create(pk, OrderSaga.name, state, driver="lost", lease=0.0)
         with site.timed("acquiring"):
             held.append((pk, storage.acquire(pk, driver="growth", lease=60.0).token))
     with site.timed(f"renewing {WRITES}"):

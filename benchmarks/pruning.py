@@ -36,26 +36,26 @@ print(number, time.perf_counter() - began)
 
 def measure(executions: int) -> dict[str, float]:
     """Executions deleted per second beside sagas, and the rate of these with it and without."""
-    from benchmarks.compare import define, rate
+    from benchmarks.pace import in_sequence
+    from benchmarks.sagas import Order, OrderSaga
     from testproject.shop.crowd import gather
 
-    saga, context = define()
-    drive = saga()
+    drive = OrderSaga()
     gather(executions, records=3)
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", _PRUNE], stdin=pipe, stdout=pipe) as pruning:
         assert pruning.stdin is not None
         assert pruning.stdout is not None
-        before = rate(lambda: drive.run(context()), ALONE)
+        before = in_sequence(lambda: drive.run(Order()), ALONE).rate
         pruning.stdin.write(b"\n")
         pruning.stdin.flush()
         done, began = 0, time.perf_counter()
         while pruning.poll() is None:
-            drive.run(context())
+            drive.run(Order())
             done += 1
         beside = done / (time.perf_counter() - began)
         number, seconds = map(float, pruning.stdout.read().split())
-    after = rate(lambda: drive.run(context()), ALONE)
+    after = in_sequence(lambda: drive.run(Order()), ALONE).rate
     return {"deleted": number / seconds, "sagas alone": (before + after) / 2, "beside it": beside}
 
 

@@ -34,11 +34,10 @@ def measure(sagas: int) -> dict[str, float]:
     """Bytes per saga of each table and index, and of the log; the share of heap-only updates."""
     from django.db import connection
 
-    from benchmarks.compare import define
+    from benchmarks.sagas import Order, OrderSaga
 
-    saga, context = define()
-    drive = saga()
-    drive.run(context())
+    drive = OrderSaga()
+    drive.run(Order())
     with connection.cursor() as cursor:
 
         def asked(query: str, params: Any = None) -> Any:
@@ -51,7 +50,7 @@ def measure(sagas: int) -> dict[str, float]:
         ((updated, hot),) = asked(_UPDATES)
         began = time.perf_counter()
         for _ in range(sagas):
-            drive.run(context())
+            drive.run(Order())
         took = time.perf_counter() - began
         ((logged,),) = asked("SELECT pg_current_wal_insert_lsn() - %s::pg_lsn", [before])
         cursor.execute("SELECT pg_stat_force_next_flush()")
