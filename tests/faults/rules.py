@@ -75,6 +75,23 @@ def a_lost_connection_is_no_failure() -> None:
     DjangoSagaStorage.checkpoint = failing
 
 
+def a_lost_commit_that_several_share_is_looked_for() -> None:
+    write_all, write_together = DjangoSagaStorage._write_all, DjangoSagaStorage.write_together
+    written: list[Any] = []
+
+    def noting(self: DjangoSagaStorage, *args: Any) -> Any:
+        written[:] = write_all(self, *args)
+        return [*written]
+
+    def believing(self: DjangoSagaStorage, writes: Any) -> Any:
+        came = write_together(self, writes)
+        lost = all(isinstance(outcome, StorageUnavailable) for outcome in came)
+        return written if lost and len(came) > 1 else came
+
+    DjangoSagaStorage._write_all = noting
+    DjangoSagaStorage.write_together = believing
+
+
 def a_step_in_flight_outlives_its_driver() -> None:
     async def straight(self: Any, flow: Any, run: Any = None, *, give_up: Any = None) -> Any:
         return await self._drive(flow)
@@ -108,6 +125,7 @@ SWITCH_OFF: dict[str, Callable[[], None]] = {
         a_checkpoint_names_its_place,
         a_checkpoint_names_its_token_and_its_place,
         a_lost_connection_is_no_failure,
+        a_lost_commit_that_several_share_is_looked_for,
         a_lease_keeps_other_drivers_out,
         a_step_in_flight_outlives_its_driver,
         a_long_steps_lease_is_renewed,

@@ -546,6 +546,7 @@ NONSENSE: dict[str, list[Any]] = {
     "failure_group": TEXTS,
     "cancel_reason": TEXTS,
     "settled_at": MOMENTS,
+    "blanked_at": MOMENTS,
     "token": NUMBERS,
     "driver": TEXTS,
     "lease_until": MOMENTS,

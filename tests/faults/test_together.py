@@ -7,7 +7,7 @@ any commit: each execution must end as if it had been driven alone.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import count
+from itertools import count, takewhile
 from uuid import UUID
 
 import pytest
@@ -76,24 +76,46 @@ def test_a_process_that_dies_while_it_drives_several_loses_and_doubles_nothing(
     figure("together", kills=deaths, wrongs=0)
 
 
+class Line:
+    """Crowds whose driver speaks to the database through the proxy."""
+
+    def __init__(self, proxy: Proxy, nurseries: Callable[..., Nursery], ledger: Ledger) -> None:
+        self._proxy, self._ledger = proxy, ledger
+        self._nursery = nurseries("default")
+        self._behind = nurseries("default", DATABASE_URL=database_behind(proxy))
+
+    def wrongs(self, at: int, kind: str, rule: str = "") -> list[str] | None:
+        """What goes wrong when the n-th commit meets that; None if there are not so many."""
+        one = Crowd(self._nursery, "default", self._ledger, rule)
+        self._proxy.arm(at, kind, commits=True)
+        child = one.start("faults.async", "together", nursery=self._behind)
+        wait_for(lambda: isinstance(child.poll(), int))
+        if not self._proxy.struck.is_set():
+            return None
+        status = child.wait()
+        one.recover()
+        return [*one.wrongs, *([f"it ended with {status}"] if status else [])]
+
+
+@pytest.fixture
+def line(proxy: Proxy, nurseries: Callable[..., Nursery], ledger: Ledger) -> Line:
+    return Line(proxy, nurseries, ledger)
+
+
 @pytest.mark.parametrize("kind", LOST)
 def test_a_connection_that_is_lost_at_a_commit_that_several_share_does_no_harm(
-    proxy: Proxy,
-    nurseries: Callable[..., Nursery],
-    ledger: Ledger,
-    kind: str,
-    figure: Callable[..., None],
+    line: Line, kind: str, figure: Callable[..., None]
 ) -> None:
-    behind = nurseries("default", DATABASE_URL=database_behind(proxy))
     for at in count(1):
-        one = Crowd(nurseries("default"), "default", ledger)
-        proxy.arm(at, kind, commits=True)
-        child = one.start("faults.async", "together", nursery=behind)
-        wait_for(lambda child=child: isinstance(child.poll(), int))
-        if not proxy.struck.is_set():
+        found = line.wrongs(at, kind)
+        if found is None:
             break
-        assert child.wait() == 0
-        one.recover()
-        assert not one.wrongs, at
+        assert not found, at
         figure("together", lost=1, wrongs=0)
     assert at > 3, "they make more commits than that"
+
+
+def test_canary_where_a_lost_commit_counts_as_made_it_is_seen(line: Line) -> None:
+    rule = "a lost commit that several share is looked for"
+    found = (line.wrongs(at, "request lost", rule) for at in count(1))
+    assert any(takewhile(lambda wrongs: wrongs is not None, found))
