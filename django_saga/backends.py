@@ -12,7 +12,7 @@ from uuid import UUID
 from django.utils.module_loading import import_string
 
 from django_saga.conf import conf
-from django_saga.exceptions import InvalidSettings, SagaPaused
+from django_saga.exceptions import InvalidSettings, SagaLimitReached, SagaPaused
 from django_saga.texts import told
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ NAMES = {
     "inprocess": "django_saga.backends.InProcessBackend",
     "rq": "django_saga.rq.RQBackend",
 }
+
+
+WAITS = (SagaPaused, SagaLimitReached)  # it goes on by itself once it may
 
 
 class Backend(ABC):
@@ -40,8 +43,8 @@ class Backend(ABC):
         """Have it driven in ``delay`` seconds; a fault is logged, recovery makes up for it."""
         try:
             self.send(saga, saga_id, delay)
-        except SagaPaused as paused:
-            logger.info("%s", paused, extra={"saga": saga.name, "execution": str(saga_id)})
+        except WAITS as waits:
+            logger.info("%s", waits, extra={"saga": saga.name, "execution": str(saga_id)})
         except Exception as error:
             logger.warning(
                 "Saga %s %s could not be handed over, recovery will find it: %s",

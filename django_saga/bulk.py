@@ -8,7 +8,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from django_saga import machine
+from django_saga import limits, machine
 from django_saga.conf import conf
 from django_saga.exceptions import InvalidContext, SagaError
 
@@ -26,8 +26,9 @@ def enqueue_many(
     state = machine.start(saga.definition.plan, "", pending=True)
     storage, backend = saga.storage, saga.backend
     stored: list[UUID] = []
-    for batch in _batches(saga, contexts, saga_ids):
-        new = storage.create_many(saga.name, state, batch, grace=backend.grace(0.0))
+    for batch, keys in _batches(saga, contexts, saga_ids):
+        grace = backend.grace(0.0)
+        new = storage.create_many(saga.name, state, batch, grace=grace, limit_keys=keys)
         if new:
             storage.on_commit(partial(backend.hand_over_many, saga, new))
         stored += new
@@ -36,11 +37,12 @@ def enqueue_many(
 
 def _batches(
     saga: Saga[Any], contexts: Iterable[Any], saga_ids: Iterable[UUID | None] | None
-) -> Iterator[dict[UUID, str]]:
-    """What one statement stores: contexts as JSON by their ids; each of them is valid."""
+) -> Iterator[tuple[dict[UUID, str], dict[UUID, str]]]:
+    """What one statement stores: contexts as JSON, and the keys of a limit if any, by their ids."""
     from django_saga.models import new_id
 
     batch: dict[UUID, str] = {}
+    keys: dict[UUID, str] = {}
     size = first = 0
     for position, (context, saga_id) in enumerate(_paired(contexts, saga_ids)):
         try:
@@ -48,13 +50,17 @@ def _batches(
         except InvalidContext as error:
             before = f"Those before contexts[{first}] are" if first else "None is"
             raise InvalidContext(f"contexts[{position}]: {error} {before} stored.") from error
-        batch.setdefault(saga_id or new_id(), encoded)
+        id = saga_id or new_id()
+        key = limits.key_of(saga, context)
+        if key is not None:
+            keys.setdefault(id, key)
+        batch.setdefault(id, encoded)
         size += len(encoded)
         if len(batch) == ROWS or size >= SIZE:
-            yield batch
-            batch, size, first = {}, 0, position + 1
+            yield batch, keys
+            batch, keys, size, first = {}, {}, 0, position + 1
     if batch:
-        yield batch
+        yield batch, keys
 
 
 def _paired(

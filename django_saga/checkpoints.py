@@ -15,6 +15,7 @@ from django_saga.conf import conf
 from django_saga.definition import Definition
 from django_saga.exceptions import LeaseLost, SagaAlreadyRunning, StorageUnavailable
 from django_saga.flow import Flow, Pause, Run, Write, driver_name
+from django_saga.limits import hand_on
 from django_saga.machine import State, Transition
 from django_saga.storage.base import Checkpoint, Saved
 
@@ -74,6 +75,7 @@ def checkpoint_of(run: Run, transition: Transition, began: float | None) -> Chec
         grace=grace,
         cause=cause,
         changes=_changes(run, transition),
+        place=run.claim.place,
     )
 
 
@@ -98,6 +100,8 @@ def saved_as(run: Run, transition: Transition, saved: Saved) -> Flow[None]:
     run.leased = transition.state.active and transition.delay <= conf.INLINE_WAIT
     run.cancel_reason, run.paused = saved.cancel_reason, saved.paused
     yield from announce(run, transition.events, saved)
+    if run.claim.limit_key is not None and not transition.state.active:
+        yield run.do(hand_on, run.saga, run.claim.limit_key)
     if transition.state.active and not run.leased:
         backend = run.saga.backend
         yield run.do(backend.hand_over, run.saga, run.id, transition.delay)

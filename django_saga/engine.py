@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from django_saga import machine
+from django_saga import limits, machine
 from django_saga.announcing import announce
 from django_saga.attempts import attempt
 from django_saga.checkpoints import noted, save, spacing
@@ -56,6 +56,7 @@ def start(saga: Saga[Any], context: Any, saga_id: UUID | None) -> Flow[Run]:
         state=state,
         driver=driver_name(),
         lease=conf.LEASE,
+        limit_key=limits.key_of(saga, context),
     )
     asked_at = time.monotonic()
     claim = yield Write(storage, creation)

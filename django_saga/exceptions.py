@@ -44,6 +44,10 @@ class SagaPaused(SagaError):
     """An operator paused this saga, or the step that comes next; it goes on once resumed."""
 
 
+class SagaLimitReached(SagaError):
+    """As many executions run as ``max_running`` of the saga allows; one that is stored waits."""
+
+
 class LeaseLost(SagaError):
     """Another driver took the execution over; this one stopped and wrote nothing."""
 

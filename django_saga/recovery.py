@@ -32,7 +32,8 @@ logger = logging.getLogger("django_saga.recovery")
 def recover_saga(saga_id: UUID | str, *, storage: SagaStorage | None = None) -> SagaExecution:
     """Drive an execution on from where it stands, and return it however it ends.
 
-    Raises SagaNotFound, SagaAlreadyRunning while another driver holds its lease, InsideTransaction.
+    Raises SagaNotFound, SagaAlreadyRunning while another driver holds its lease, SagaLimitReached
+    while it waits for its turn, InsideTransaction.
     """
     return drive(_recover(saga_id, storage or default_storage()))
 
@@ -87,10 +88,11 @@ def sweep(
             claims = storage.due(batch, grace=conf.LEASE, saga=saga)
             if not (yield from _hand_over_all(claims, storage)):
                 return
-        if len(claims) < batch:
+        # What has ended since may have given its place to another.
+        if len(claims) < batch and all(claim.limit_key is None for claim in claims):
             return
         if limit is not None:
-            limit -= batch
+            limit -= len(claims)
 
 
 def _drive_all(claims: list[Claim], storage: SagaStorage) -> Generator[Recovered, None, None]:

@@ -36,6 +36,14 @@ def find_saga(name: str) -> type[Saga[Any]]:
     )
 
 
+def limit_of(name: str) -> int | None:
+    """How many of the saga may run at once; None for any number, or where it is not known."""
+    try:
+        return find_saga(name).max_running
+    except UnknownSaga:
+        return None
+
+
 def queues() -> list[str]:
     """The queues that jobs go to: first that of the settings, then those that sagas name."""
     named = {saga.queue for saga in all_sagas() if saga.queue}

@@ -32,7 +32,7 @@ from rq.utils import decode_redis_hash
 
 from django_saga import batches
 from django_saga.alerts import attended
-from django_saga.backends import Backend
+from django_saga.backends import WAITS, Backend
 from django_saga.batches.creating import ring
 from django_saga.batches.driving import is_running
 from django_saga.conf import conf
@@ -42,7 +42,6 @@ from django_saga.exceptions import (
     SagaAlreadyRunning,
     SagaError,
     SagaNotFound,
-    SagaPaused,
 )
 from django_saga.recovery import recover_saga, sweep
 from django_saga.saga import Saga
@@ -117,7 +116,7 @@ def run_saga(saga_id: str) -> None:
     close_old_connections()
     try:
         recover_saga(saga_id)
-    except (SagaAlreadyRunning, SagaNotFound, SagaPaused, LeaseLost) as error:
+    except (SagaAlreadyRunning, SagaNotFound, *WAITS, LeaseLost) as error:
         level = logging.WARNING if isinstance(error, SagaNotFound) else logging.INFO
         logger.log(level, "Nothing to do: %s", told(error), extra={"execution": saga_id})
     finally:

@@ -13,7 +13,7 @@ from asgiref.sync import sync_to_async
 from django.apps import apps
 from django.utils.module_loading import import_string
 
-from django_saga import bulk, engine, machine, registry
+from django_saga import bulk, engine, limits, machine, registry
 from django_saga.backends import Backend, get_backend
 from django_saga.conf import conf
 from django_saga.context import ContextT
@@ -62,6 +62,13 @@ class Saga(Generic[ContextT]):
     queue: str | None = None
     """The django-rq queue of its jobs; default: the setting ``QUEUE``."""
 
+    max_running: ClassVar[int | None] = None
+    """How many executions may run at once, by ``limit_key``; default: any number.
+
+    One runs from when it begins until it has ended or is stuck, also while it waits for a retry.
+    What more is enqueued waits, PENDING, for its turn.
+    """
+
     storage: SagaStorage
     """Where executions are kept; default: the project's database."""
 
@@ -77,6 +84,9 @@ class Saga(Generic[ContextT]):
         if not isinstance(cls.__dict__["name"], _DefaultName):
             _check_name(owner, cls.__dict__["name"])
         _check_queue(owner, cls.queue)
+        most = cls.max_running
+        if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
+            raise InvalidDefinition(f"{owner}: max_running must be 1 or more, not {most!r}.")
         cls.definition = define(owner, cls.steps, cls.retired_steps, _context_of(cls))
         registry.register(cls)
 
@@ -122,6 +132,13 @@ class Saga(Generic[ContextT]):
         """The context that an execution stored last, typed; raises InvalidContext."""
         return cls.definition.codec.decode(execution.context)  # type: ignore[no-any-return]
 
+    def limit_key(self, context: ContextT) -> str:
+        """Those of one key count together for ``max_running``; asked once, when it is stored.
+
+        A text of up to 255 characters. By default there is one key: all executions of the saga.
+        """
+        return ""
+
     def run(self, context: ContextT, *, saga_id: UUID | None = None) -> SagaExecution:
         """Drive the saga in this thread and return its execution, completed.
 
@@ -130,7 +147,8 @@ class Saga(Generic[ContextT]):
         is resumed, with its stored context, or its recorded outcome returned.
 
         Raises SagaFailed (all is compensated), SagaStuck, SagaAlreadyRunning, SagaNotFound (the id
-        belongs to another saga), InvalidContext, InsideTransaction, LeaseLost.
+        belongs to another saga), InvalidContext, InsideTransaction, LeaseLost, SagaLimitReached (as
+        many run as ``max_running`` allows; nothing is stored).
         """
         return drive(engine.start_and_finish(self, context, _uuid(saga_id)))
 
@@ -315,6 +333,7 @@ def enqueue(
         wake=delay or None,
         grace=backend.grace(delay),
         retry_of=retry_of,
+        limit_key=limits.key_of(saga, context),
     )
     if claim is None:
         raise SagaAlreadyRunning(

@@ -10,7 +10,7 @@ from django.db.models import Count, Sum
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from django_saga import machine
+from django_saga import machine, registry
 from django_saga.interventions import CANCELLED
 from django_saga.machine import Action, Effect, Outcome, State
 from django_saga.models import SagaExecution, SagaPause
@@ -80,7 +80,7 @@ def comes_next(
 ) -> str:
     """What comes next by itself, and what an operator can do; ``pause``: what holds it up."""
     if pause is None:
-        return _comes_next(execution, now, retried)
+        return turn_of(execution) or _comes_next(execution, now, retried)
     text = _is_paused(pause)
     return f"{text} {_comes_next(execution, now, retried)}" if is_driven(execution, now) else text
 
@@ -92,6 +92,24 @@ def _is_paused(pause: SagaPause) -> str:
         text = _("Nothing more begins until %(what)s is resumed; %(user)s paused it.")
     user = pause.user_name or _("somebody")
     return text % {"what": str(pause), "user": user, "why": pause.reason}
+
+
+def turn_of(execution: SagaExecution) -> str:
+    """That it waits for its turn, and how many run meanwhile; empty where it does not."""
+    forward = execution.status in (Status.PENDING, Status.RUNNING)
+    if execution.limit_key is None or execution.slot is not None or not forward:
+        return ""
+    most = registry.limit_of(execution.saga)
+    rows = SagaExecution.objects.using(execution._state.db).filter(slot__isnull=False)
+    running = rows.filter(saga=execution.saga, limit_key=execution.limit_key).count()
+    if most is None or running < most:
+        return ""
+    facts = {"n": running, "most": most, "saga": execution.saga}
+    if execution.limit_key:  # which may tell what the context holds
+        text = _("It waits for its turn: %(n)s of %(most)s of %(saga)s with its key are running.")
+    else:
+        text = _("It waits for its turn: %(n)s of %(most)s of %(saga)s are running.")
+    return text % facts
 
 
 def pause_of(execution: SagaExecution) -> SagaPause | None:

@@ -182,7 +182,13 @@ def undriven() -> Q:
 def overdue() -> Q:
     """Undriven, and not just handed over either: its driver was lost, or nobody came."""
     left = Q(lease_until__isnull=False) | Q(grace_until=None) | Q(grace_until__lte=DatabaseNow())
-    return undriven() & left
+    return undriven() & left & ~waiting()
+
+
+def waiting() -> Q:
+    """It goes forward only with a place among those that may run at once, and has none yet."""
+    forward = Q(status__in=[Status.PENDING, Status.RUNNING])
+    return forward & Q(limit_key__isnull=False, slot=None)
 
 
 def needs_attention() -> Q:

@@ -102,6 +102,27 @@ class ComeBack(Booking):
             raise RetryLater(1)
 
 
+class Visit(Booking):
+    """Notes that somebody comes in, and that he leaves, after a moment."""
+
+    def act(self, context: Journey) -> None:
+        note(context)
+        time.sleep(0.02)
+        note(context)
+
+
+class Guided(Saga[Journey]):
+    """Two at once, and no more."""
+
+    steps = [Visit]
+    max_running = 2
+
+
+class Alone(Saga[Journey]):
+    steps = [BookFlight, BookHotel]
+    max_running = 1
+
+
 class Travel(Saga[Journey]):
     steps = [BookFlight, BookHotel, BookTrain]
 

@@ -36,8 +36,10 @@ from django_saga.recovery import HANDED_OVER, sweep
 from django_saga.rq import ENTRY_POINT, RESULT_TTL, run_saga
 from django_saga.saga import Saga
 from tests.sagas import (
+    Alone,
     AwaitSaga,
     ComeBackSaga,
+    Guided,
     Journey,
     LongerSaga,
     LoseLeaseSaga,
@@ -386,6 +388,45 @@ def test_a_worker_that_takes_turns_keeps_no_queue_waiting(
     assert status(last) == "COMPLETED"
     assert SagaExecution.objects.filter(status="COMPLETED").count() == 10
     assert SagaExecution.objects.filter(status="PENDING").count() == 491
+
+
+# With a limit
+
+
+def test_workers_never_drive_more_at_once_than_may_run_and_hand_on_to_what_waits(
+    queue: Queue, work: Start, journey: Journey
+) -> None:
+    Guided().enqueue_many([journey] * 30)
+    for worker in [work("rq.SimpleWorker") for _ in range(4)]:
+        worker.end()
+    assert set(SagaExecution.objects.values_list("status", flat=True)) == {"COMPLETED"}
+    inside: set[str] = set()
+    at_once = []
+    for line in Path(journey.ledger).read_text().splitlines():
+        inside ^= {line.split()[2]}
+        at_once.append(len(inside))
+    assert max(at_once) == 2
+    assert len(at_once) == 60
+
+
+def test_the_place_of_a_killed_worker_is_free_once_what_it_drove_has_ended(
+    queue: Queue, work: Start, journey: Journey, gate: Path
+) -> None:
+    journey.gate = str(gate)
+    first, second = Alone().enqueue(journey), Alone().enqueue(journey)
+    child = work("rq.SimpleWorker")
+    until(lambda: "act BookHotel" in calls(journey))
+    child.kill()
+    child.wait(PATIENCE)
+    gate.touch()
+    work("rq.SimpleWorker").end()
+    assert (status(first), status(second)) == ("RUNNING", "PENDING"), "it waits for its turn"
+    hand_over_when_due()
+    work("rq.SimpleWorker").end()
+    assert (status(first), status(second)) == ("COMPLETED", "COMPLETED")
+    assert calls(journey) == ["act BookFlight", *["act BookHotel"] * 2, *calls(journey)[3:]]
+    ended = SagaExecution.objects.get(pk=first.pk).finished_at
+    assert ended <= second.records.first().created_at  # type: ignore[operator,union-attr]
 
 
 # With a transaction, with a delay

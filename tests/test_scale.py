@@ -22,8 +22,9 @@ from django.db.models import F
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
+from django.utils import timezone
 
-from django_saga import batches, machine
+from django_saga import Saga, batches, machine
 from django_saga.models import SagaBatch, SagaExecution, SagaFailureGroup, new_id
 from django_saga.operations import RETRY
 from django_saga.pruning import Retention, Stage, prune
@@ -31,6 +32,7 @@ from django_saga.storage import DjangoSagaStorage
 from django_saga.verdicts import unsettled
 from testproject.shop.crowd import gather
 from tests.operated import lost_trip, run_trip
+from tests.steps import Calls, make_step
 
 EXECUTIONS, RECORDS = 30_000, 4
 LARGE = ("django_saga_sagaexecution", "django_saga_sagasteprecord")
@@ -208,6 +210,30 @@ def test_a_sweep_finds_what_is_due_without_reading_what_waits_of_another_saga(ot
         with CaptureQueriesContext(connection) as queries:
             claims = storage.due(20, grace=60.0)
         assert Counter(claim.saga for claim in claims) == {"crowd.A": 19, "crowd.B": 1}
+        for query in queries:
+            assert rows_read(query["sql"]) < WAITING / 10, query["sql"]
+        transaction.set_rollback(True)
+
+
+@pytest.mark.parametrize("free", [False, True], ids=["full", "a place is free"])
+def test_a_sweep_does_not_read_all_that_waits_for_a_place(free: bool) -> None:
+    body = {"name": "crowd.Limited", "steps": [make_step("A", Calls())], "max_running": 1}
+    saga = type("Limited", (Saga,), body)
+    storage, state = DjangoSagaStorage(), machine.start(saga.definition.plan, "{}", pending=True)
+    waiting = {uuid4(): "{}" for _ in range(WAITING)}
+    with transaction.atomic():
+        storage.create_many(saga.name, state, waiting, limit_keys=dict.fromkeys(waiting, ""))
+        if not free:
+            first = SagaExecution.objects.filter(saga=saga.name)[:1]
+            SagaExecution.objects.filter(pk__in=first).update(
+                slot=1, status="RUNNING", lease_until=timezone.now() + timedelta(hours=1)
+            )
+        with connection.cursor() as cursor:
+            cursor.execute(f"ANALYZE {LARGE[0]}")
+        with CaptureQueriesContext(connection) as queries:
+            claims = storage.due(20, grace=60.0, saga=saga.name)
+            waits = storage.next_waiting(saga.name, "", 10)
+        assert (len(claims), len(waits)) == (free, free)
         for query in queries:
             assert rows_read(query["sql"]) < WAITING / 10, query["sql"]
         transaction.set_rollback(True)

@@ -30,6 +30,7 @@ from django_saga import (
     SagaAlreadyRunning,
     SagaError,
     SagaFailed,
+    SagaLimitReached,
     SagaNotFound,
     StorageUnavailable,
     machine,
@@ -833,6 +834,215 @@ def test_names_that_a_collation_takes_for_one_are_sagas_of_their_own(emptied: Sa
     assert {claim.saga for claim in emptied.due(10, lease=60.0)} == names
 
 
+# limits
+
+
+@pytest.fixture
+def limited(saga: str) -> type[Saga[Log]]:
+    """A saga of which three may run at once."""
+    body = {"name": saga, "steps": [make_step("A", Calls())], "max_running": 3}
+    return type("Limited", (Saga,), body)
+
+
+def begin(storage: SagaStorage, saga: str, key: str = "", count: int = 3) -> list[Claim]:
+    return [create(storage, saga, lease=60.0, limit_key=key) for _ in range(count)]
+
+
+def wait(storage: SagaStorage, saga: str, key: str = "", count: int = 1) -> list[Claim]:
+    return [create(storage, saga, pending=True, limit_key=key) for _ in range(count)]
+
+
+def end(storage: SagaStorage, claim: Claim, status: Status = Status.COMPLETED) -> None:
+    after = replace(claim.state, status=status, in_flight=False)
+    storage.checkpoint(checkpoint(claim, Transition(state=after), place=True))
+
+
+def acquire(storage: SagaStorage, claim: Claim) -> Claim:
+    return storage.acquire(claim.id, driver="second", lease=60.0)
+
+
+def test_no_more_begin_than_may_run_at_once(
+    storage: SagaStorage, limited: type[Saga[Log]], saga: str
+) -> None:
+    begin(storage, saga)
+    refused = uuid.uuid4()
+    state = machine.start(PLAN, "{}")
+    with pytest.raises(SagaLimitReached, match=f"3 of 3 of {saga} are running; .*enqueue"):
+        storage.create(refused, saga, state, lease=60.0, limit_key="")
+    with pytest.raises(SagaNotFound):
+        storage.acquire(refused, driver="x", lease=60.0)
+    begin(storage, saga, "another key")
+    begin(storage, f"{saga}.other")
+    assert storage.running(saga, "") == storage.running(saga, "another key") == 3
+    with pytest.raises(SagaLimitReached, match=f"3 of 3 of {saga} with its limit_key are running"):
+        begin(storage, saga, "another key", 1)
+
+
+@pytest.mark.parametrize("status", [Status.COMPLETED, Status.FAILED, Status.STUCK])
+def test_what_ends_gives_its_place_to_what_waits(
+    storage: SagaStorage, limited: type[Saga[Log]], saga: str, status: Status
+) -> None:
+    running = begin(storage, saga)
+    waiting, other = *wait(storage, saga), *wait(storage, saga, "another key")
+    told = f"Saga {saga} {waiting.id} waits: 3 of 3 of {saga} are running\\."
+    with pytest.raises(SagaLimitReached, match=told):
+        acquire(storage, waiting)
+    assert acquire(storage, other).state.status is Status.PENDING
+    end(storage, running[1], status)
+    assert storage.running(saga, "") == 2
+    claim = acquire(storage, waiting)
+    assert (claim.token, claim.limit_key) == (2, "")
+    assert storage.running(saga, "") == 3
+    end(storage, claim, Status.FAILED)
+    assert storage.running(saga, "") == 2
+
+
+def test_what_waits_for_a_retry_or_lost_its_driver_keeps_its_place(
+    storage: SagaStorage, limited: type[Saga[Log]], saga: str
+) -> None:
+    first, second, _ = begin(storage, saga)
+    [waiting] = wait(storage, saga)
+    advance(storage, first)
+    advance(storage, first, Outcome.FAILED, wake=500.0, place=True)
+    storage.release(first.id, first.token)
+    storage.release(second.id, second.token)
+    with pytest.raises(SagaLimitReached):
+        acquire(storage, waiting)
+    assert acquire(storage, second).token == 2
+    assert acquire(storage, first).token == 2
+
+
+@pytest.mark.parametrize("pending", [False, True], ids=["begun", "acquired"])
+def test_of_many_threads_no_more_begin_than_may_run(
+    storage: SagaStorage, limited: type[Saga[Log]], saga: str, pending: bool
+) -> None:
+    waiting = wait(storage, saga, count=20)
+
+    def compete(number: int) -> Claim:
+        return acquire(storage, waiting[number]) if pending else begin(storage, saga, count=1)[0]
+
+    came = in_threads(compete, 20)
+    assert len([claim for claim in came if isinstance(claim, Claim)]) == 3, came
+    assert len([error for error in came if isinstance(error, SagaLimitReached)]) == 17
+    assert storage.running(saga, "") == 3
+
+
+@pytest.mark.parametrize("how", [{}, {"lease": 60.0}, {"grace": 60.0}], ids=str)
+def test_as_many_are_due_as_there_are_places_the_oldest_first(
+    storage: SagaStorage, limited: type[Saga[Log]], saga: str, how: dict[str, float]
+) -> None:
+    running = begin(storage, saga, count=2)
+    waiting = wait(storage, saga, count=5)
+    others = wait(storage, saga, "another key", 5)
+    delayed = create(storage, saga, pending=True, wake=500.0, limit_key="third")
+    for claim, seconds in zip(waiting, (1, 2, 5, 3, 4), strict=True):
+        make_older(storage, claim.id, 100.0 * seconds)
+    due = set(ids(storage.due(20, saga=saga, **how)))
+    assert due == {waiting[2].id, *ids(others[:3])}
+    assert delayed.id not in due
+    if "lease" in how:
+        assert storage.running(saga, "") == storage.running(saga, "another key") == 3
+        assert storage.due(20, saga=saga, **how) == []
+        end(storage, running[0])
+        assert ids(storage.due(20, saga=saga, **how)) == [waiting[4].id]
+
+
+def test_what_compensates_needs_no_place(
+    storage: SagaStorage, limited: type[Saga[Log]], saga: str
+) -> None:
+    """An operator retries what was stuck, whose place another has."""
+    [stuck] = begin(storage, saga, count=1)
+    end(storage, stuck, Status.STUCK)
+    stuck.state = replace(stuck.state, status=Status.STUCK, in_flight=False)
+    back = replace(stuck.state, status=Status.COMPENSATING, action=Action.COMPENSATE)
+    storage.checkpoint(checkpoint(stuck, Transition(state=back), lease=None, place=False))
+    begin(storage, saga)
+    assert ids(storage.due(10, saga=saga)) == [stuck.id]
+    assert acquire(storage, stuck).token == 2
+
+
+def test_what_was_stuck_goes_forward_only_with_a_place(
+    storage: SagaStorage, limited: type[Saga[Log]], saga: str
+) -> None:
+    [stuck] = begin(storage, saga, count=1)
+    end(storage, stuck, Status.STUCK)
+    stuck.state = replace(stuck.state, status=Status.STUCK, in_flight=False)
+    forward = replace(stuck.state, status=Status.RUNNING)
+    storage.checkpoint(checkpoint(stuck, Transition(state=forward), lease=None, place=False))
+    running = begin(storage, saga)
+    assert storage.due(10, saga=saga) == []
+    with pytest.raises(SagaLimitReached):
+        acquire(storage, stuck)
+    end(storage, running[0])
+    assert ids(storage.due(10, saga=saga, lease=60.0)) == [stuck.id]
+
+
+def test_another_limit_holds_from_the_next_that_begins(
+    storage: SagaStorage, limited: type[Saga[Log]], saga: str
+) -> None:
+    running = begin(storage, saga)
+    waiting = wait(storage, saga, count=4)
+    limited.max_running = 1
+    for claim in running[:2]:
+        end(storage, claim)
+    with pytest.raises(SagaLimitReached, match="1 of 1"):
+        acquire(storage, waiting[0])
+    limited.max_running = 2
+    acquire(storage, waiting[0])
+    with pytest.raises(SagaLimitReached, match="2 of 2"):
+        acquire(storage, waiting[1])
+    limited.max_running = None
+    acquire(storage, waiting[1])
+    assert set(ids(storage.due(10, saga=saga, lease=60.0))) == set(ids(waiting[2:]))
+
+
+def test_those_that_waited_longest_are_next_for_the_places_that_are_free(
+    storage: SagaStorage, limited: type[Saga[Log]], saga: str
+) -> None:
+    running = begin(storage, saga)
+    waiting = wait(storage, saga, count=4)
+    wait(storage, saga, "another key")
+    create(storage, saga, pending=True, wake=500.0, limit_key="")
+    make_older(storage, waiting[3].id, 100.0)
+    assert storage.next_waiting(saga, "", 10) == []
+    end(storage, running[0])
+    assert storage.next_waiting(saga, "", 10) == [waiting[3].id]
+    end(storage, running[1])
+    assert storage.next_waiting(saga, "", 10) == [waiting[3].id, waiting[0].id]
+    assert storage.next_waiting(saga, "", 1) == [waiting[3].id]
+
+
+def test_an_id_that_is_taken_is_told_though_no_place_is_free(
+    storage: SagaStorage, limited: type[Saga[Log]], saga: str
+) -> None:
+    first = begin(storage, saga)[0]
+    state = machine.start(PLAN, "{}")
+    assert storage.create(first.id, saga, state, lease=60.0, limit_key="") is None
+    assert storage.create(first.id, saga, state, limit_key="") is None
+    assert storage.running(saga, "") == 3
+
+
+def test_an_operator_may_hold_what_waits_for_a_place(
+    storage: SagaStorage, limited: type[Saga[Log]], saga: str
+) -> None:
+    begin(storage, saga)
+    [waiting] = wait(storage, saga)
+    assert storage.acquire(waiting.id, driver="x", lease=60.0, by_hand=True).token == 2
+    assert storage.running(saga, "") == 3
+
+
+def test_many_wait_each_with_its_key(
+    storage: SagaStorage, limited: type[Saga[Log]], saga: str
+) -> None:
+    given = contexts(8)
+    keys = {saga_id: "ab"[number % 2] for number, saga_id in enumerate(given)}
+    state = machine.start(PLAN, "", pending=True)
+    assert storage.create_many(saga, state, given, limit_keys=keys) == list(given)
+    claims = storage.due(10, saga=saga, lease=60.0)
+    assert Counter(keys[claim.id] for claim in claims) == {"a": 3, "b": 3}
+    assert {claim.limit_key for claim in claims} == {"a", "b"}
+
+
 def make_older(storage: SagaStorage, saga_id: UUID, seconds: float) -> None:
     if isinstance(storage, DjangoSagaStorage):
         rows = SagaExecution.objects.using(storage.alias).filter(pk=saga_id)
@@ -1581,11 +1791,11 @@ def test_many_leases_are_renewed_in_one_statement(alias: str) -> None:
     assert len(queries) == 1
 
 
-def test_a_batch_is_claimed_in_one_statement_on_postgresql(saga: str) -> None:
+def test_a_batch_is_claimed_in_one_statement_on_postgresql_after_one_that_asks(saga: str) -> None:
     storage = DjangoSagaStorage("default")
     for _ in range(20):
         create(storage, saga, pending=True)
-    assert len(captured(lambda: storage.due(20, lease=60.0, saga=saga))) == 1
+    assert len(captured(lambda: storage.due(20, lease=60.0, saga=saga))) == 2
 
 
 # The memory storage's own

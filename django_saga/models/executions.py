@@ -48,7 +48,13 @@ class SagaExecution(models.Model):
         db_index=False,  # few are retries: see the indexes
     )
     created_at = models.DateTimeField(_("created at"))
+    limit_key = models.CharField(  # noqa: DJ001 - NULL: there is no limit
+        _("limit key"), max_length=255, null=True, help_text=_("What max_running counts together.")
+    )
 
+    slot = models.PositiveIntegerField(
+        _("place"), null=True, help_text=_("Its number among those that run at once.")
+    )
     cancel_reason = models.TextField(_("to be cancelled"), blank=True, db_default="")
     settled_at = models.DateTimeField(
         _("settled at"), null=True, help_text=_("When an operator dealt with its failure.")
@@ -101,7 +107,7 @@ class SagaExecution(models.Model):
         indexes: ClassVar = [
             models.Index(fields=["created_at"], name="saga_newest"),
             models.Index(
-                fields=["saga", "created_at"],
+                fields=["saga", "limit_key", "created_at"],
                 name="saga_active",
                 condition=models.Q(status__in=["PENDING", "RUNNING", "COMPENSATING"]),
             ),
@@ -137,6 +143,14 @@ class SagaExecution(models.Model):
                 name="saga_dealt_with",
                 condition=models.Q(settled_at__isnull=False) & ~models.Q(failure_group=""),
             ),
+        ]
+        # Nothing without a limit is in it; MariaDB has it without a condition, by the migration.
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["saga", "limit_key", "slot"],
+                name="saga_place",
+                condition=models.Q(slot__isnull=False),
+            )
         ]
 
     def __str__(self) -> str:

@@ -21,11 +21,13 @@ from django_saga.exceptions import (
     LeaseLost,
     SagaAlreadyRunning,
     SagaError,
+    SagaLimitReached,
     SagaNotFound,
     SagaPaused,
 )
 from django_saga.flow import Run, driver_name
 from django_saga.interventions import CANCELLED
+from django_saga.limits import hand_on
 from django_saga.machine import State, Status, Transition
 from django_saga.models import SagaAuditEntry, SagaExecution, SagaFailureGroup
 from django_saga.operations.asking import Asked, audited, authorize, need_reason
@@ -113,6 +115,7 @@ def change(
             wake=transition.delay or None,
             grace=grace if after.active else None,
             cause=cause_of(claim.saga, claim.state, transition) if is_stuck and not group else None,
+            place=claim.place,
         ),
         inside=True,
     )
@@ -144,8 +147,11 @@ def _go_on(claim: Claim, storage: DjangoSagaStorage, transition: Transition) -> 
     run = Run(_saga_of(claim, storage)[0], claim, None)
     run.state, run.delay, run.leased = transition.state, transition.delay, False
     drive(announce(run, transition.events, None))
+    if claim.limit_key is not None and not transition.state.active:
+        hand_on(run.saga, claim.limit_key)
     if transition.state.active:
-        with suppress(SagaPaused, SagaAlreadyRunning):  # it goes on when resumed, or does already
+        # It goes on when resumed, or when it has a place, or does already.
+        with suppress(SagaPaused, SagaLimitReached, SagaAlreadyRunning):
             ring(claim, storage, transition.delay)
 
 

@@ -32,6 +32,8 @@ class Claim(Struct):
     retry_of: UUID | None = None
     cancel_reason: str = ""  # an operator asked for it
     paused: bool = False  # its saga or its step is
+    limit_key: str | None = None  # of a saga with max_running
+    place: bool | None = None  # whether it has one; None: it needs none
     execution: SagaExecution | None = None  # the row, where it was read or asked for
 
 
@@ -46,6 +48,7 @@ class Creation(Struct, frozen=True, kw_only=True, gc=False):
     wake: float | None = None
     grace: float | None = None
     retry_of: UUID | None = None
+    limit_key: str | None = None
 
 
 class Checkpoint(Struct, frozen=True, kw_only=True, gc=False):
@@ -61,6 +64,7 @@ class Checkpoint(Struct, frozen=True, kw_only=True, gc=False):
     wake: float | None = None  # the next attempt may not begin earlier
     grace: float | None = None  # recovery leaves it alone until then
     cause: Cause | None = None  # why it turned back or got stuck, where it just did
+    place: bool | None = None  # as the claim's: it is given back where the execution ends
     changes: str = ""  # JSON: what its attempt changed in the context
 
 
@@ -98,18 +102,26 @@ class SagaStorage(ABC):
         wake: float | None = None,
         grace: float | None = None,
         retry_of: UUID | None = None,
+        limit_key: str | None = None,
     ) -> Claim | None:
         """Store a new execution in a state of machine.start's; None where the id is taken.
 
         With ``lease`` it is leased for so many seconds, and refused in a caller's transaction;
-        without, it joins that.
+        without, it joins that. Of a saga with ``max_running`` it has a ``limit_key``; with
+        ``lease`` it takes a place too, or SagaLimitReached is raised.
         """
 
     @abstractmethod
     def create_many(
-        self, saga: str, state: State, contexts: Mapping[UUID, str], *, grace: float | None = None
+        self,
+        saga: str,
+        state: State,
+        contexts: Mapping[UUID, str],
+        *,
+        grace: float | None = None,
+        limit_keys: Mapping[UUID, str] | None = None,
     ) -> list[UUID]:
-        """Store new executions that differ in id and context alone, in one statement or few.
+        """Store new executions that differ in id, context and limit_key alone, in one statement.
 
         ``state`` is a pending one, whose own context does not matter. Returns the ids that were not
         taken, in their order; joins a caller's transaction.
@@ -129,8 +141,9 @@ class SagaStorage(ABC):
         """Lease an execution if its lease is free or past, or is held under ``token``.
 
         An execution that has ended is returned as it is. Raises SagaNotFound (also when it belongs
-        to another ``saga``), SagaAlreadyRunning, SagaPaused and InsideTransaction. ``by_hand``: for
-        an operator, who may do so within a transaction, and while it is paused.
+        to another ``saga``), SagaAlreadyRunning, SagaPaused, SagaLimitReached where one that goes
+        forward has no place and there is none, and InsideTransaction. ``by_hand``: for an operator,
+        who may do so within a transaction, while it is paused, and without a place.
         """
 
     @abstractmethod
@@ -153,6 +166,7 @@ class SagaStorage(ABC):
             wake=what.wake,
             grace=what.grace,
             retry_of=what.retry_of,
+            limit_key=what.limit_key,
         )
 
     def write_together(self, writes: Sequence[Checkpoint | Creation]) -> list[Written]:
@@ -194,6 +208,14 @@ class SagaStorage(ABC):
         further calls for as long as it has waited, at least ``grace`` and at most ten times that,
         since its backend is about to be told.
         """
+
+    @abstractmethod
+    def next_waiting(self, saga: str, limit_key: str, limit: int) -> list[UUID]:
+        """Who waited longest for the places that are free now, and could begin."""
+
+    @abstractmethod
+    def running(self, saga: str, limit_key: str) -> int:
+        """How many places are taken."""
 
     @abstractmethod
     def history(self, saga_id: UUID) -> list[SagaStepRecord]:

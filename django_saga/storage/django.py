@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -26,17 +28,20 @@ from django.db import (
 )
 from django.db.transaction import Atomic
 
+from django_saga import registry
 from django_saga.exceptions import (
     InsideTransaction,
     LeaseLost,
     SagaAlreadyRunning,
     SagaError,
+    SagaLimitReached,
     SagaNotFound,
     SagaPaused,
     StorageUnavailable,
     TransactionLeftOpen,
 )
-from django_saga.machine import State
+from django_saga.limits import reached
+from django_saga.machine import State, Status
 from django_saga.models import SagaExecution, SagaStepRecord, changed_columns
 from django_saga.storage.base import Checkpoint, Claim, Creation, SagaStorage, Saved, Written
 from django_saga.storage.sql import ASKED, CAUSE, EXECUTIONS, STATEMENTS, Statements
@@ -49,6 +54,17 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger("django_saga.storage")
+
+T = TypeVar("T")
+
+
+class _Source(NamedTuple):
+    """Where executions that are due are taken from, in turn."""
+
+    saga: str
+    key: str | None = None  # of a limit
+    waits: bool = False  # for a place
+    most: int = sys.maxsize
 
 
 class DjangoSagaStorage(SagaStorage):
@@ -77,6 +93,7 @@ class DjangoSagaStorage(SagaStorage):
         wake: float | None = None,
         grace: float | None = None,
         retry_of: UUID | None = None,
+        limit_key: str | None = None,
     ) -> Claim | None:
         connection = self._connection
         if lease is not None:
@@ -90,26 +107,31 @@ class DjangoSagaStorage(SagaStorage):
             wake=wake,
             grace=grace,
             retry_of=retry_of,
+            limit_key=limit_key,
         )
         with _translated(connection):
-            try:
-                row = _fetch(connection, *_creation(connection, creation))
-            except IntegrityError as error:
-                if error.args[0] != _DUPLICATE_KEY:
-                    raise
-                row = None
+            if limit_key is None:
+                row = _insert(connection, creation)
+            else:
+                row = _insert_limited(connection, creation)
         return _created(creation, row)
 
     def create_many(
-        self, saga: str, state: State, contexts: Mapping[UUID, str], *, grace: float | None = None
+        self,
+        saga: str,
+        state: State,
+        contexts: Mapping[UUID, str],
+        *,
+        grace: float | None = None,
+        limit_keys: Mapping[UUID, str] | None = None,
     ) -> list[UUID]:
-        connection = self._connection
+        connection, keys = self._connection, limit_keys or {}
         alike = (saga, _json(state.plan), state.step, grace)
         new = dict(contexts)
         with _translated(connection):
             while new:
                 try:
-                    stored = _store_all(connection, new, alike)
+                    stored = _store_all(connection, new, keys, alike)
                 except IntegrityError as error:
                     if error.args[0] != _DUPLICATE_KEY:
                         raise
@@ -161,8 +183,26 @@ class DjangoSagaStorage(SagaStorage):
                     f"{claim.state.action} of step {claim.state.step}; its lease lasts until "
                     f"{claim.execution.lease_until:%Y-%m-%d %H:%M:%S} UTC."
                 )
+            if claim.place is False:
+                claims = self._acquire_place(connection, claim, (lease, driver))
+                if claims and claims[0]:
+                    return claims[0]
             # It was released between the two statements.
         raise SagaError(f"Saga execution {saga_id} cannot be leased; was its row edited?")
+
+    def _acquire_place(
+        self, connection: BaseDatabaseWrapper, claim: Claim, lease: tuple[float, str]
+    ) -> list[Claim | None]:
+        assert claim.limit_key is not None
+        update, pk = _sql(connection).acquire_place, _uuid(claim.id, connection)
+
+        def take(place: int | None) -> list[Claim | None]:
+            return self._take(connection, update, (*lease, place, pk), [claim.id])
+
+        try:
+            return _with_place(connection, claim.saga, claim.limit_key, take)
+        except SagaLimitReached as full:
+            raise SagaLimitReached(f"Saga {claim.saga} {claim.id} waits: {full}.") from None
 
     def checkpoint(self, checkpoint: Checkpoint, *, inside: bool = False) -> Saved:
         connection = self._connection
@@ -182,7 +222,7 @@ class DjangoSagaStorage(SagaStorage):
         return saved
 
     def write_together(self, writes: Sequence[Checkpoint | Creation]) -> list[Written]:
-        if len(writes) == 1:
+        if len(writes) == 1 or any(map(_takes_place, writes)):
             return super().write_together(writes)
         connection = self._connection
         outcomes: list[Written] = []
@@ -258,35 +298,45 @@ class DjangoSagaStorage(SagaStorage):
         if lease is not None:
             self.refuse_transaction()
         claims: list[Claim] = []
-        found: dict[str, int] = dict.fromkeys([saga] if saga is not None else self._sagas_due(), 0)
+        found = dict.fromkeys(self._sources(saga), 0)
         left = list(found)
         random.shuffle(left)  # there may be more of them than the limit
         while left and len(claims) < limit:
             share = -(-(limit - len(claims)) // len(left))
-            for name in tuple(left):
-                most = min(share, limit - len(claims))
+            for source in tuple(left):
+                most = min(share, limit - len(claims), source.most - found[source])
                 if not most:
-                    break
+                    left.remove(source)
+                    continue
                 # What is only read, not claimed, would be met again.
-                passed = found[name] if lease is None and grace is None else 0
-                rows = self._due(name, most, passed, driver, lease, grace)
+                passed = found[source] if lease is None and grace is None else 0
+                rows = self._due(source, most, passed, driver, lease, grace)
                 # What cannot be read is claimed too, so others come instead.
                 claims += filter(None, rows)
-                found[name] += len(rows)
+                found[source] += len(rows)
                 if len(rows) < most:
-                    left.remove(name)
+                    left.remove(source)
         return _oldest_first(claims)
 
-    def _sagas_due(self) -> list[str]:
-        """The names of the sagas of which something is due."""
+    def _sources(self, only: str | None) -> list[_Source]:
+        """The sagas, and the keys of limits, of which something is due."""
         connection = self._connection
+        sql, found = _sql(connection), []
         with _translated(connection), connection.cursor() as cursor:
-            cursor.execute(_sql(connection).sagas_due, ())  # for its %%
-            return [name for (name,) in cursor.fetchall()]
+            cursor.execute(sql.sagas, ())  # for its %%
+            for saga, is_due, limit_key in cursor.fetchall():
+                if only not in (None, saga):
+                    continue
+                if is_due:
+                    found.append(_Source(saga))
+                if limit_key is not None:
+                    cursor.execute(sql.keys, (saga,) * sql.keys.count("%s"))
+                    found += _sources_of(saga, cursor.fetchall())
+        return found
 
     def _due(
         self,
-        saga: str,
+        source: _Source,
         limit: int,
         passed: int,
         driver: str,
@@ -295,29 +345,74 @@ class DjangoSagaStorage(SagaStorage):
     ) -> list[Claim | None]:
         connection = self._connection
         sql = _sql(connection)
-        which = (saga, saga, limit, passed)
+        saga, key, waits, _ = source
+        due, which = sql.due, (saga, saga, limit, passed)
+        if key is not None:
+            due, which = sql.due_placed, (saga, key, limit, passed)
+        if waits:
+            due = sql.due_unplaced
+        if waits and lease is not None:
+            return self._acquire_due(connection, due, which, (lease, driver))
         take = (sql.take, (lease, driver))
         change, times = (sql.leave_alone, (grace, 10 * (grace or 0))) if lease is None else take
         with _translated(connection):
             if lease is None and grace is None:
-                query = sql.due.replace("SELECT id", f"SELECT {sql.row}")
-                return self._rows(query.replace(sql.dialect.skip_locked, ""), which)
+                return self._read_due(connection, due, which)
             if sql.dialect.returns_updates:
                 # Materialized, or the planner may run the sub-select again and claim more.
                 update = (
-                    f"WITH due AS MATERIALIZED ({sql.due}) UPDATE {EXECUTIONS} SET {change} "
+                    f"WITH due AS MATERIALIZED ({due}) UPDATE {EXECUTIONS} SET {change} "
                     "WHERE id IN (SELECT id FROM due)"
                 )
                 return self._rows(f"{update} RETURNING {sql.row}", (*which, *times))
             with transaction.atomic(using=self.alias):
                 with connection.cursor() as cursor:
-                    cursor.execute(sql.due, which)
+                    cursor.execute(due, which)
                     ids = [id for (id,) in cursor.fetchall()]
                 if not ids:
                     return []
                 marks = ", ".join(["%s"] * len(ids))
                 update = f"UPDATE {EXECUTIONS} SET {change} WHERE id IN ({marks})"
                 return self._take(connection, update, (*times, *ids), ids)
+
+    def _acquire_due(
+        self,
+        connection: BaseDatabaseWrapper,
+        due: str,
+        which: tuple[Any, ...],
+        lease: tuple[float, str],
+    ) -> list[Claim | None]:
+        """Lease those that waited longest for a place, each with one."""
+        claims: list[Claim | None] = []
+        with _translated(connection):
+            for claim in filter(None, self._read_due(connection, due, which)):
+                try:
+                    claims += self._acquire_place(connection, claim, lease)
+                except SagaLimitReached:
+                    break
+        return claims
+
+    def _read_due(
+        self, connection: BaseDatabaseWrapper, due: str, which: tuple[Any, ...]
+    ) -> list[Claim | None]:
+        sql = _sql(connection)
+        query = due.replace("SELECT id", f"SELECT {sql.row}")
+        return self._rows(query.replace(sql.dialect.skip_locked, ""), which)
+
+    def next_waiting(self, saga: str, limit_key: str, limit: int) -> list[UUID]:
+        connection = self._connection
+        with _translated(connection):
+            limit = min(limit, _free(saga, self.running(saga, limit_key)))
+            if limit <= 0:
+                return []
+            with connection.cursor() as cursor:
+                cursor.execute(_sql(connection).next_waiting, (saga, limit_key, limit))
+                return [UUID(str(id)) for (id,) in cursor.fetchall()]
+
+    def running(self, saga: str, limit_key: str) -> int:
+        connection = self._connection
+        with _translated(connection):
+            return int(_fetch(connection, _sql(connection).running, (saga, limit_key))[0])
 
     def history(self, saga_id: UUID) -> list[SagaStepRecord]:
         with _translated(self._connection):
@@ -436,6 +531,11 @@ def _refuse_transaction(connection: BaseDatabaseWrapper) -> None:
         )
 
 
+def _takes_place(write: Checkpoint | Creation) -> bool:
+    """Whether it may have to wait for somebody else's transaction, or be tried again."""
+    return isinstance(write, Creation) and write.limit_key is not None
+
+
 class _Together(Atomic):
     """The transaction of several writes, each of which is as durable as one of its own."""
 
@@ -451,6 +551,69 @@ def _roll_back_after(block: Atomic, connection: BaseDatabaseWrapper) -> list[Ato
     for inner in reversed(left):
         inner.__exit__(TransactionLeftOpen, TransactionLeftOpen(), None)
     return left
+
+
+def _insert(connection: BaseDatabaseWrapper, creation: Creation, place: int | None = None) -> Any:
+    """Its row, or None where its id is taken."""
+    try:
+        return _fetch(connection, *_creation(connection, creation, place))
+    except IntegrityError as error:
+        if error.args[0] != _DUPLICATE_KEY or not _taken(connection, [creation.id]):
+            raise
+        return None
+
+
+def _insert_limited(connection: BaseDatabaseWrapper, creation: Creation) -> Any:
+    if creation.lease is None:  # it waits for its turn
+        return _insert(connection, creation)
+    saga, key = creation.saga, creation.limit_key
+    assert key is not None
+    try:
+        return _with_place(connection, saga, key, partial(_insert, connection, creation))
+    except SagaLimitReached as full:
+        if _taken(connection, [creation.id]):
+            return None
+        hint = "nothing is stored. enqueue() it, which waits for its turn, or try again later"
+        raise SagaLimitReached(f"Saga {saga} was not started: {full}; {hint}.") from None
+
+
+def _with_place(
+    connection: BaseDatabaseWrapper, saga: str, key: str, use: Callable[[int | None], T]
+) -> T:
+    """Call it with the number of a place that is free, and again where another was faster.
+
+    Raises SagaLimitReached where there is none; None is as good as one where there is no limit.
+    """
+    most, tries = registry.limit_of(saga), 0
+    while True:
+        place = None
+        if most is not None:
+            place, running = _fetch(connection, _sql(connection).place, (saga, key) * 3)
+            if running >= most:
+                raise SagaLimitReached(reached(saga, key, running, most))
+        inside = connection.in_atomic_block
+        try:
+            with transaction.atomic(using=connection.alias) if inside else nullcontext():
+                return use(place)
+        except (IntegrityError, OperationalError) as error:
+            deadlock = error.args[0] == _DEADLOCK and not inside
+            if not (isinstance(error, IntegrityError) or deadlock):
+                raise
+            if (tries := tries + 1) == _FASTER:
+                raise
+
+
+def _sources_of(saga: str, keys: Iterable[tuple[str, bool, bool, int]]) -> Iterator[_Source]:
+    for key, is_due, waits, running in keys:
+        if is_due:
+            yield _Source(saga, key)
+        if waits and (free := _free(saga, running)):
+            yield _Source(saga, key, True, free)
+
+
+def _free(saga: str, running: int) -> int:
+    most = registry.limit_of(saga)
+    return sys.maxsize if most is None else max(0, most - int(running))
 
 
 def _claim(row: SagaExecution) -> Claim | None:
@@ -473,6 +636,8 @@ def _claim(row: SagaExecution) -> Claim | None:
         wait,
         cancel_reason=row.cancel_reason,
         paused=bool(row.paused),  # type: ignore[attr-defined]
+        limit_key=row.limit_key,
+        place=None if row.limit_key is None else row.slot is not None,
         execution=row,
     )
 
@@ -484,6 +649,7 @@ def _columns(claim: Claim) -> dict[str, Any]:
         "saga": claim.saga,
         "initial_context": claim.state.context,
         "retry_of_id": claim.retry_of,
+        "limit_key": claim.limit_key,
         "created_at": claim.at,
         "wake_at": claim.at + timedelta(seconds=claim.wait) if claim.wait else None,
         "driver": claim.driver,
@@ -515,19 +681,22 @@ def _sql(connection: BaseDatabaseWrapper) -> Statements:
 
 
 def _store_all(
-    connection: BaseDatabaseWrapper, contexts: Mapping[UUID, str], alike: tuple[Any, ...]
+    connection: BaseDatabaseWrapper,
+    contexts: Mapping[UUID, str],
+    keys: Mapping[UUID, str],
+    alike: tuple[Any, ...],
 ) -> set[UUID]:
     sql, ids = _sql(connection), [_uuid(id, connection) for id in contexts]
-    rows = zip(ids, contexts.values(), strict=True)
-    params = (ids, list(contexts.values())) if sql.dialect.arrays else chain.from_iterable(rows)
-    given = sql.dialect.given.format(", ".join(["(%s, %s)"] * len(ids)))
+    columns = (ids, list(contexts.values()), [keys.get(id) for id in contexts])
+    params = columns if sql.dialect.arrays else chain.from_iterable(zip(*columns, strict=True))
+    given = sql.dialect.given.format(", ".join(["(%s, %s, %s)"] * len(ids)))
     with connection.cursor() as cursor:
         cursor.execute(sql.create_many.format(given), [*params, *alike])
         return {UUID(str(id)) for (id,) in cursor.fetchall()}
 
 
 def _taken(connection: BaseDatabaseWrapper, ids: Iterable[UUID]) -> list[UUID]:
-    """Which of them there are; MariaDB alone has to be asked."""
+    """Which of them there are."""
     params = [_uuid(id, connection) for id in ids]
     marks = ", ".join(["%s"] * len(params))
     with connection.cursor() as cursor:
@@ -541,9 +710,12 @@ def _fetch(connection: BaseDatabaseWrapper, sql: str, params: Sequence[Any]) -> 
         return cursor.fetchone()
 
 
-def _creation(connection: BaseDatabaseWrapper, creation: Creation) -> Statement:
-    state, retry_of = creation.state, creation.retry_of
-    return _sql(connection).create, (
+def _creation(
+    connection: BaseDatabaseWrapper, creation: Creation, place: int | None = None
+) -> Statement:
+    state, retry_of, sql = creation.state, creation.retry_of, _sql(connection)
+    limited = creation.limit_key is not None
+    return sql.create_limited if limited else sql.create, (
         _uuid(creation.id, connection),
         creation.saga,
         _json(state.plan),
@@ -554,6 +726,7 @@ def _creation(connection: BaseDatabaseWrapper, creation: Creation) -> Statement:
         state.in_flight,
         state.atomic,
         state.context,
+        *((creation.limit_key, place) if limited else ()),
         creation.driver,
         creation.lease,
         creation.wake,
@@ -574,6 +747,8 @@ def _created(creation: Creation, row: Any) -> Claim | None:
         driver=creation.driver,
         retry_of=creation.retry_of,
         paused=bool(row[1]),
+        limit_key=creation.limit_key,
+        place=None if creation.limit_key is None else creation.lease is not None,
     )
 
 
@@ -649,6 +824,10 @@ def _update_of(
         changed["error_message"] = storable(after.error.message if after.error else "")
     if checkpoint.cause is not None:
         changed["failure_group"] = checkpoint.cause.id
+    if checkpoint.place and not after.active:
+        changed["slot"] = None
+    elif checkpoint.place is False and after.status is Status.COMPENSATING:
+        changed["limit_key"] = None  # it need not wait
     wake, grace = checkpoint.wake, checkpoint.grace
     kind = (tuple(changed), wake is not None, grace is not None, not after.active)
     params = (
@@ -757,6 +936,8 @@ def _is_outdated(error: Exception) -> bool:
 
 Statement = tuple[str, tuple[Any, ...]]  # and its parameters
 
+_FASTER = 1_000  # times that others take the place that was free
 _TRIES = 5  # to acquire what is released again and again
 _SQLITE_LACKS = ("no such table", "no such column", "has no column named")
+_DEADLOCK = 1213  # MariaDB's, of two that would take one place
 _DUPLICATE_KEY = 1062  # MariaDB's; the others skip duplicates by themselves

@@ -17,8 +17,15 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from django_saga.exceptions import LeaseLost, SagaAlreadyRunning, SagaNotFound
-from django_saga.machine import State
+from django_saga import registry
+from django_saga.exceptions import (
+    LeaseLost,
+    SagaAlreadyRunning,
+    SagaLimitReached,
+    SagaNotFound,
+)
+from django_saga.limits import reached
+from django_saga.machine import State, Status
 from django_saga.storage.base import Checkpoint, Claim, SagaStorage, Saved
 from django_saga.texts import traced
 
@@ -41,7 +48,13 @@ class _Row(Struct):
     grace_until: float | None = None
     finished_at: float | None = None
     retry_of: UUID | None = None
+    limit_key: str | None = None
+    placed: bool = False  # it counts among those that run at once
     records: list[tuple[Checkpoint, float, str]] = []
+
+    @property
+    def lacks_place(self) -> bool:
+        return self.state.active and self.limit_key is not None and not self.placed
 
 
 class MemorySagaStorage(SagaStorage):
@@ -65,23 +78,41 @@ class MemorySagaStorage(SagaStorage):
         wake: float | None = None,
         grace: float | None = None,
         retry_of: UUID | None = None,
+        limit_key: str | None = None,
     ) -> Claim | None:
         now = self._clock()
         row = _Row(saga, state.context, now, now, state, driver, retry_of=retry_of)
+        row.limit_key = limit_key
         row.lease_until = _after(now, lease)
         row.wake_at = _after(now, wake)
         row.grace_until = _after(now, grace)
         with self._lock:
-            if self._rows.setdefault(saga_id, row) is not row:
+            if saga_id in self._rows:
                 return None
-        return Claim(saga_id, saga, 1, state, _utc(now), wake or 0.0)
+            if lease is not None and row.lacks_place:
+                self._place(
+                    row, f"Saga {saga} was not started", "; nothing is stored. enqueue() it"
+                )
+            self._rows[saga_id] = row
+            return self._claim(saga_id, row, now)
 
     def create_many(
-        self, saga: str, state: State, contexts: Mapping[UUID, str], *, grace: float | None = None
+        self,
+        saga: str,
+        state: State,
+        contexts: Mapping[UUID, str],
+        *,
+        grace: float | None = None,
+        limit_keys: Mapping[UUID, str] | None = None,
     ) -> list[UUID]:
+        keys = limit_keys or {}
         with self._lock:  # all of them, or none that others could see without the rest
             states = {id: replace(state, context=context) for id, context in contexts.items()}
-            return [id for id, one in states.items() if self.create(id, saga, one, grace=grace)]
+            return [
+                id
+                for id, one in states.items()
+                if self.create(id, saga, one, grace=grace, limit_key=keys.get(id))
+            ]
 
     def acquire(
         self,
@@ -109,6 +140,8 @@ class MemorySagaStorage(SagaStorage):
                     f"Saga {row.saga} {saga_id} is being driven by {row.driver}, in "
                     f"{row.state.action} of step {row.state.step}."
                 )
+            if row.lacks_place and not by_hand and row.token != token:
+                self._place(row, f"Saga {row.saga} {saga_id} waits")
             return self._take(saga_id, row, now, driver, lease)
 
     def checkpoint(self, checkpoint: Checkpoint, *, inside: bool = False) -> Saved:
@@ -131,6 +164,8 @@ class MemorySagaStorage(SagaStorage):
             records = row.records
             if checkpoint.record is not None:
                 records = [*records, (checkpoint, now, row.driver)]
+            turned = checkpoint.after.status is Status.COMPENSATING
+            turned_unplaced = turned and not row.placed  # it need not wait for a place
             # All of it at once, or nothing where Ctrl-C comes in between.
             self._rows[checkpoint.id] = replace(
                 row,
@@ -140,6 +175,8 @@ class MemorySagaStorage(SagaStorage):
                 wake_at=_after(now, checkpoint.wake),
                 grace_until=_after(now, checkpoint.grace),
                 finished_at=None if checkpoint.after.active else now,
+                placed=row.placed and checkpoint.after.active,
+                limit_key=None if turned_unplaced else row.limit_key,
                 records=records,
             )
             return Saved(_utc(now), len(records))
@@ -183,13 +220,33 @@ class MemorySagaStorage(SagaStorage):
                 and (saga is None or row.saga == saga)
                 and all(_past(t, now) for t in (row.lease_until, row.wake_at, row.grace_until))
             ]
-            found = _shared(sorted(found, key=_age), limit)
+            found = _shared(self._placeable(sorted(found, key=_age)), limit)
             if lease is not None:
+                for _, row in found:
+                    row.placed = row.placed or row.lacks_place
                 return [self._take(saga_id, row, now, driver, lease) for saga_id, row in found]
             for _, row in found:
                 if grace is not None:
                     row.grace_until = now + min(max(grace, now - row.updated_at), 10 * grace)
             return [self._claim(saga_id, row, now) for saga_id, row in found]
+
+    def next_waiting(self, saga: str, limit_key: str, limit: int) -> list[UUID]:
+        with self._lock:
+            now = self._clock()
+            waiting = [
+                (saga_id, row)
+                for saga_id, row in self._rows.items()
+                if (row.saga, row.limit_key) == (saga, limit_key)
+                and row.lacks_place
+                and _past(row.wake_at, now)
+            ]
+            found = self._placeable(sorted(waiting, key=_age))
+            return [saga_id for saga_id, _ in found[:limit]]
+
+    def running(self, saga: str, limit_key: str) -> int:
+        with self._lock:
+            rows = self._rows.values()
+            return sum(r.placed and (r.saga, r.limit_key) == (saga, limit_key) for r in rows)
 
     def history(self, saga_id: UUID) -> list[SagaStepRecord]:
         from django_saga.models import SagaStepRecord
@@ -247,6 +304,7 @@ class MemorySagaStorage(SagaStorage):
             "plan": msgspec.to_builtins(state.plan),
             "initial_context": row.initial_context,
             "retry_of_id": row.retry_of,
+            "limit_key": row.limit_key,
             "created_at": _utc(row.created_at),
             "token": claim.token,
             "driver": row.driver,
@@ -257,6 +315,28 @@ class MemorySagaStorage(SagaStorage):
         }
         return SagaExecution.of(None, columns, state)
 
+    def _place(self, row: _Row, what: str, hint: str = "") -> None:
+        assert row.limit_key is not None
+        most, running = registry.limit_of(row.saga), self.running(row.saga, row.limit_key)
+        if most is not None and running >= most:
+            why = reached(row.saga, row.limit_key, running, most)
+            raise SagaLimitReached(f"{what}: {why}{hint}.")
+        row.placed = True
+
+    def _placeable(self, found: list[tuple[UUID, _Row]]) -> list[tuple[UUID, _Row]]:
+        """Without those for which there would be no place, if each before them had one."""
+        taken: Counter[tuple[str, str]] = Counter()
+        placeable = []
+        for saga_id, row in found:
+            if row.lacks_place:
+                key = (row.saga, row.limit_key or "")
+                most = registry.limit_of(row.saga)
+                if most is not None and self.running(*key) + taken[key] >= most:
+                    continue
+                taken[key] += 1
+            placeable.append((saga_id, row))
+        return placeable
+
     def _take(self, saga_id: UUID, row: _Row, now: float, driver: str, lease: float) -> Claim:
         row.token += 1
         row.driver = driver
@@ -266,7 +346,16 @@ class MemorySagaStorage(SagaStorage):
 
     def _claim(self, saga_id: UUID, row: _Row, now: float) -> Claim:
         wait = max(0.0, row.wake_at - now) if row.wake_at else 0.0
-        return Claim(saga_id, row.saga, row.token, row.state, _utc(now), wait)
+        return Claim(
+            saga_id,
+            row.saga,
+            row.token,
+            row.state,
+            _utc(now),
+            wait,
+            limit_key=row.limit_key,
+            place=None if row.limit_key is None else row.placed,
+        )
 
 
 def _age(pair: tuple[UUID, _Row]) -> float:

@@ -24,6 +24,8 @@ ASKED = f"cancel_reason, {PAUSED} AS paused"  # what operators ask of whoever dr
 
 ACTIVE = "('PENDING', 'RUNNING', 'COMPENSATING')"
 
+UNPLACED = "(limit_key IS NOT NULL AND slot IS NULL)"  # it does not go on before it has a place
+
 TAKEABLE = f"token < {2**63 - 1}"  # one more would not fit, and fail for all others too
 
 CREATED = (
@@ -38,6 +40,7 @@ CREATED = (
     "atomic",
     "context",
 )
+LIMITED = ("limit_key", "slot")
 RECORD = ("step", "action", "attempt", "outcome", "duration", "token")
 ERROR = ("error_type", "error_message", "traceback")
 CAUSE = ("id", "saga", "step", "action", "outcome", "error_type", "frame", "message")
@@ -57,8 +60,8 @@ class Dialect:
     name: str = "%s"  # compared byte by byte
     leases: str = "(id, token) IN ({0})"
     skip_duplicate: str = ""
-    given: str = "VALUES {0}"  # ids and contexts: {0} is a "(%s, %s)" for each
-    arrays: bool = False  # given takes all ids in one parameter, and all contexts
+    given: str = "VALUES {0}"  # ids, contexts, limit keys: {0} is a "(%s, %s, %s)" for each
+    arrays: bool = False  # given takes all ids in one parameter, all contexts, all keys
     returns_updates: bool = False
     one_statement: bool = False
     partial_indexes: bool = True
@@ -79,7 +82,7 @@ DIALECTS = {
         told="EXTRACT(EPOCH FROM {0})::float8",
         number="%s::float8",
         skip_duplicate=" ON CONFLICT (id) DO NOTHING",
-        given="SELECT * FROM unnest(%s::uuid[], %s::text[])",
+        given="SELECT * FROM unnest(%s::uuid[], %s::text[], %s::text[])",
         arrays=True,
         returns_updates=True,
         one_statement=True,
@@ -120,27 +123,22 @@ class Statements:
         self.row = f"*, {now} AS db_now, {PAUSED} AS paused"
         self.asked = f"SELECT {ASKED} FROM {EXECUTIONS} WHERE id = %s"
 
-        # CREATED, driver, lease, wake, grace; the other columns have their default
-        values = ", ".join(["%s"] * len(CREATED))
-        self.create = (
-            f"INSERT INTO {EXECUTIONS} ({', '.join(CREATED)}, driver, token, effects, "
-            "lease_until, wake_at, grace_until, created_at, updated_at) "
-            f"VALUES ({values}, %s, 1, '[]', {after}, {after}, {after}, {now}, {now})"
-            f"{dialect.skip_duplicate} RETURNING {dialect.told.format('created_at')}, {PAUSED}"
-        )
+        self.create = self._create(CREATED)
+        self.create_limited = self._create((*CREATED, *LIMITED))
 
         # dialect.given; saga, plan, step, grace
         self.create_many = (
-            f"INSERT INTO {EXECUTIONS} (id, initial_context, context, saga, plan, step, "
+            f"INSERT INTO {EXECUTIONS} (id, initial_context, context, limit_key, saga, plan, step, "
             "grace_until, status, in_flight, atomic, driver, token, effects, "
-            "created_at, updated_at) WITH given (id, context) AS ({0}) "
-            f"SELECT id, context, context, %s, %s, %s, {after}, "
+            "created_at, updated_at) WITH given (id, context, limit_key) AS ({0}) "
+            f"SELECT id, context, context, limit_key, %s, %s, %s, {after}, "
             f"'PENDING', FALSE, FALSE, '', 1, '[]', {now}, {now} "
             f"FROM given WHERE TRUE{dialect.skip_duplicate} RETURNING id"
         )
 
         # ids; though this transaction began before they were there
-        self.taken = f"SELECT id FROM {EXECUTIONS} WHERE id IN ({{0}}) LOCK IN SHARE MODE"
+        lock = "" if dialect.skip_duplicate else " LOCK IN SHARE MODE"
+        self.taken = f"SELECT id FROM {EXECUTIONS} WHERE id IN ({{0}}){lock}"
 
         # lease, driver
         self.take = f"token = token + 1, grace_until = NULL, lease_until = {after}, driver = %s"
@@ -148,32 +146,76 @@ class Statements:
         self.acquire = (
             f"UPDATE {EXECUTIONS} SET {self.take} WHERE id = %s "
             f"AND (saga = {dialect.name} OR %s) AND status IN {ACTIVE} AND {TAKEABLE} "
-            f"AND (({free} AND (NOT {PAUSED} OR %s)) OR token = %s)"
+            f"AND (({free} AND (NOT ({PAUSED} OR {UNPLACED}) OR %s)) OR token = %s)"
+        )
+        # as take, then place, id
+        self.acquire_place = (
+            f"UPDATE {EXECUTIONS} SET {self.take}, slot = %s WHERE id = %s "
+            f"AND {TAKEABLE} AND {free} AND NOT {PAUSED} AND {UNPLACED}"
+        )
+        held = f"FROM {EXECUTIONS} held WHERE saga = %s AND limit_key = %s AND slot IS NOT NULL"
+        self.running = f"SELECT COUNT(*) {held}"
+        # saga, limit key; both again; both again
+        self.place = (
+            f"SELECT MIN(n), ({self.running}) "
+            f"FROM (SELECT 1 AS n UNION ALL SELECT slot + 1 {held}) numbers "
+            f"WHERE NOT EXISTS (SELECT 1 {held} AND slot = n)"
         )
         # seconds, at most; what has waited long is left alone for as long again, so that a long
         # queue is not told of the same executions at every sweep
         longer = f"{dialect.greatest}({dialect.number}, COALESCE({dialect.age}, 0))"
         longer = f"{dialect.least}({longer}, {dialect.number})"
         self.leave_alone = f"grace_until = {dialect.after.format(longer)}"
-        due = (
-            f"FROM {EXECUTIONS} WHERE status IN {ACTIVE} AND {TAKEABLE} AND {free} "
-            f"AND (wake_at IS NULL OR wake_at <= {now}) "
-            f"AND (grace_until IS NULL OR grace_until <= {now}) "
-            f"AND {UNPAUSED}{dialect.readable}"
+        ready = (
+            f"{TAKEABLE} AND {free} AND (wake_at IS NULL OR wake_at <= {now}) "
+            f"AND (grace_until IS NULL OR grace_until <= {now}) AND {UNPAUSED}{dialect.readable}"
         )
+        active = f"FROM {EXECUTIONS} WHERE status IN {ACTIVE}"
+        due = f"SELECT id {active} AND {ready}"
+        order = "ORDER BY saga, limit_key, created_at LIMIT"  # that of the index
+        page = f"{order} %s OFFSET %s{dialect.skip_locked}"
         # BETWEEN, or PostgreSQL takes the index on the time alone, and reads all other sagas too.
-        oldest = f"SELECT id {due} AND saga BETWEEN {{0}} AND {{0}} ORDER BY saga, created_at LIMIT"
+        unlimited = f"{due} AND limit_key IS NULL AND saga BETWEEN {{0}} AND {{0}}"
         # saga, saga, limit, offset
-        self.due = f"{oldest.format(dialect.name)} %s OFFSET %s{dialect.skip_locked}"
-        # The index leads from one name to the next, and to its oldest.
-        following = f"SELECT MIN(saga) FROM {EXECUTIONS} WHERE status IN {ACTIVE}"
-        self.sagas_due = (
-            f"WITH RECURSIVE names (name) AS ({following} UNION ALL "
-            f"SELECT ({following} AND saga > name) FROM names WHERE name IS NOT NULL) "
-            f"SELECT name FROM names WHERE ({oldest.format('name')} 1) IS NOT NULL"
+        self.due = f"{unlimited.format(dialect.name)} {page}"
+        # saga, limit key, limit, offset
+        self.due_placed = f"{due} AND saga = %s AND limit_key = %s AND slot IS NOT NULL {page}"
+        self.due_unplaced = f"{due} AND saga = %s AND limit_key = %s AND slot IS NULL {page}"
+        # saga, limit key, limit
+        self.next_waiting = (
+            f"SELECT id {active} AND saga = %s AND limit_key = %s AND slot IS NULL "
+            f"AND (wake_at IS NULL OR wake_at <= {now}) AND {UNPAUSED} {order} %s"
+        )
+        # The sagas that have not ended, whether something without a limit is due of each, and its
+        # first limit key. The index leads from one name to the next, and to its oldest.
+        name, key = f"SELECT MIN(saga) {active}", f"SELECT MIN(limit_key) {active}"
+        self.sagas = (
+            f"WITH RECURSIVE names (name) AS ({name} UNION ALL "
+            f"SELECT ({name} AND saga > name) FROM names WHERE name IS NOT NULL) "
+            f"SELECT name, ({unlimited.format('name')} {order} 1) IS NOT NULL, "
+            f"({key} AND saga = name AND limit_key IS NOT NULL) FROM names WHERE name IS NOT NULL"
+        )
+        # The limit keys of a saga, whether something with a place is due of each, whether something
+        # waits for one, and how many have one. Parameters: saga, each time.
+        of_key = "AND saga = %s AND limit_key = key"
+        self.keys = (
+            f"WITH RECURSIVE limits (key) AS ({key} AND saga = %s AND limit_key IS NOT NULL "
+            f"UNION ALL SELECT ({key} AND saga = %s AND limit_key > key) FROM limits "
+            f"WHERE key IS NOT NULL) SELECT key, ({due} {of_key} AND slot IS NOT NULL LIMIT 1) "
+            f"IS NOT NULL, (SELECT id {active} {of_key} AND slot IS NULL {order} 1) IS NOT NULL, "
+            f"(SELECT COUNT(*) {active} {of_key} AND slot IS NOT NULL) "
+            "FROM limits WHERE key IS NOT NULL"
         )
         if not dialect.partial_indexes:
-            self.sagas_due = f"SELECT MIN(saga) {due} GROUP BY BINARY saga"
+            self.sagas = (
+                f"SELECT MIN(saga), SUM(limit_key IS NULL AND {ready}) > 0, MIN(limit_key) "
+                f"{active} GROUP BY BINARY saga"
+            )
+            self.keys = (
+                f"SELECT MIN(limit_key), SUM(slot IS NOT NULL AND {ready}) > 0, "
+                f"SUM(slot IS NULL) > 0, SUM(slot IS NOT NULL) {active} "
+                "AND saga = %s AND limit_key IS NOT NULL GROUP BY limit_key"
+            )
 
         # lease; then dialect.leases, with id and token of each
         self.renew = (
@@ -184,6 +226,17 @@ class Statements:
         self.release = (
             f"UPDATE {EXECUTIONS} SET lease_until = NULL, in_flight = (in_flight AND %s), "
             f"grace_until = {after} WHERE id = %s AND token = %s AND status IN {ACTIVE}"
+        )
+
+    def _create(self, columns: tuple[str, ...]) -> str:
+        """Parameters: columns, driver, lease, wake, grace; the others have their default."""
+        now, after = self.dialect.now, self.dialect.after.format(self.dialect.number)
+        return (
+            f"INSERT INTO {EXECUTIONS} ({', '.join(columns)}, driver, token, effects, "
+            "lease_until, wake_at, grace_until, created_at, updated_at) "
+            f"VALUES ({', '.join(['%s'] * len(columns))}, %s, 1, '[]', {after}, {after}, {after}, "
+            f"{now}, {now}){self.dialect.skip_duplicate} "
+            f"RETURNING {self.dialect.told.format('created_at')}, {PAUSED}"
         )
 
     @lru_cache(maxsize=512)  # noqa: B019 - there is one instance for each vendor, for ever
