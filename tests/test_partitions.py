@@ -160,11 +160,10 @@ def test_an_id_of_the_callers_own_lies_in_the_default_partition_and_is_taken_onc
     assert calls == WORLD.calls
 
 
-def test_a_record_of_no_execution_is_refused() -> None:
+def test_a_retry_of_no_execution_is_refused() -> None:
+    trip = TripSaga().run(Trip())
     with pytest.raises(IntegrityError), transaction.atomic():
-        SagaStepRecord.objects.create(
-            execution_id=new_id(), attempt=1, token=1, created_at=timezone.now()
-        )
+        changed(trip, retry_of=new_id())
 
 
 def test_every_statement_about_one_execution_looks_into_one_partition() -> None:
