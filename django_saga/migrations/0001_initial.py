@@ -421,6 +421,23 @@ class Migration(migrations.Migration):
             name="SagaStepRecord",
             fields=[
                 ("id", models.BigAutoField(primary_key=True, serialize=False, verbose_name="id")),
+                (
+                    "execution",
+                    models.ForeignKey(
+                        db_constraint=False,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="records",
+                        to="django_saga.sagaexecution",
+                        verbose_name="execution",
+                    ),
+                ),
+                ("token", models.BigIntegerField(verbose_name="fencing token")),
+                ("created_at", models.DateTimeField(verbose_name="recorded at")),
+                (
+                    "duration",
+                    models.FloatField(help_text="Seconds.", null=True, verbose_name="duration"),
+                ),
+                ("attempt", models.PositiveIntegerField(verbose_name="attempt")),
                 ("step", models.CharField(max_length=100, verbose_name="step")),
                 (
                     "action",
@@ -430,7 +447,6 @@ class Migration(migrations.Migration):
                         verbose_name="action",
                     ),
                 ),
-                ("attempt", models.PositiveIntegerField(verbose_name="attempt")),
                 (
                     "outcome",
                     models.CharField(
@@ -444,6 +460,7 @@ class Migration(migrations.Migration):
                         verbose_name="outcome",
                     ),
                 ),
+                ("driver", models.CharField(blank=True, max_length=255, verbose_name="driver")),
                 (
                     "error_type",
                     models.CharField(
@@ -459,29 +476,12 @@ class Migration(migrations.Migration):
                     models.TextField(blank=True, db_default="", verbose_name="traceback"),
                 ),
                 (
-                    "duration",
-                    models.FloatField(help_text="Seconds.", null=True, verbose_name="duration"),
-                ),
-                (
                     "changes",
                     models.TextField(
                         blank=True,
                         db_default="",
                         help_text="The fields of the context that it changed, masked; JSON.",
                         verbose_name="changes",
-                    ),
-                ),
-                ("token", models.BigIntegerField(verbose_name="fencing token")),
-                ("driver", models.CharField(blank=True, max_length=255, verbose_name="driver")),
-                ("created_at", models.DateTimeField(verbose_name="recorded at")),
-                (
-                    "execution",
-                    models.ForeignKey(
-                        db_constraint=False,
-                        on_delete=django.db.models.deletion.CASCADE,
-                        related_name="records",
-                        to="django_saga.sagaexecution",
-                        verbose_name="execution",
                     ),
                 ),
             ],
