@@ -218,6 +218,21 @@ def test_more_than_one_batch_goes_in_one_run(alias: str, monkeypatch: pytest.Mon
     assert left(alias) == {execution.pk for execution in kept}
 
 
+def test_no_more_than_the_rate_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction that took no time at all is waited for."""
+    monkeypatch.setattr(pruning, "BATCH", 2)
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    monkeypatch.setattr(time, "monotonic", lambda: 0.0)
+    for _ in range(3):
+        aged(completed_trip(), 40)
+    pruned(MONTH, rate=4.0)
+    assert waited == [0.5, 0.25]
+    aged(completed_trip(), 40)
+    pruned(MONTH, rate=0)
+    assert waited == [0.5, 0.25]
+
+
 def test_a_dry_run_counts_what_would_go_and_writes_nothing(alias: str) -> None:
     for days in (40, 20, 10, 3):
         aged(completed_trip(alias=alias), days)

@@ -14,10 +14,10 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError
 
 from django_saga import registry
-from django_saga.console.arguments import _text
+from django_saga.console.arguments import _rate, _text
 from django_saga.console.asking import USAGE, asked
 from django_saga.exceptions import SagaError
-from django_saga.pruning import ENDED, Pruned, Retention, Stage, known_sagas, prunable, prune
+from django_saga.pruning import ENDED, RATE, Pruned, Retention, Stage, known_sagas, prunable, prune
 from django_saga.stopping import told_to_stop
 from django_saga.texts import told
 
@@ -66,6 +66,13 @@ class Command(BaseCommand):
             action="store_true",
             help="failed ones that nobody has dealt with, too",
         )
+        parser.add_argument(
+            "--rate",
+            type=_rate,
+            metavar="N",
+            default=RATE,
+            help="executions per second at most; 0: no limit; default: %(default)g",
+        )
         parser.add_argument("--reason", default="", help="why, for the audit table")
         parser.add_argument(
             "--dry-run", action="store_true", help="count what would be done, touch nothing"
@@ -81,7 +88,8 @@ class Command(BaseCommand):
         found: Counter[tuple[str, str, str]] = Counter()
         try:
             with told_to_stop() as stop:
-                work = prune(rule, stopped=lambda: not stop.empty(), **asked(options))
+                by_whom, rate = asked(options), options["rate"]
+                work = prune(rule, rate=rate, stopped=lambda: not stop.empty(), **by_whom)
                 with closing(prunable(rule) if options["dry_run"] else work) as parts:
                     self._count(parts, found, loud=options["verbosity"] > 1)
         except (SagaError, DatabaseError) as error:
