@@ -16,7 +16,7 @@ from django_saga.exceptions import InvalidSettings, SagaError
 from django_saga.masking import mask_text
 from django_saga.models import SagaAuditEntry, SagaExecution
 from django_saga.storage import DjangoSagaStorage
-from django_saga.storage.django import is_read_only
+from django_saga.storage.translating import is_read_only
 from django_saga.texts import storable, told
 
 

@@ -547,6 +547,8 @@ NONSENSE: dict[str, list[Any]] = {
     "cancel_reason": TEXTS,
     "settled_at": MOMENTS,
     "blanked_at": MOMENTS,
+    "limit_key": TEXTS,
+    "slot": NUMBERS,
     "token": NUMBERS,
     "driver": TEXTS,
     "lease_until": MOMENTS,
@@ -803,10 +805,10 @@ def trust_rows(patch: pytest.MonkeyPatch) -> None:
 
 
 def stop_at_what_cannot_be_read(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(django_storage, "_claim", lambda row: row.state and read(row))
+    patch.setattr(django_storage, "claim_of", lambda row: row.state and read(row))
 
 
-read = django_storage._claim
+read = django_storage.claim_of
 
 
 def trust_jobs(patch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,71 @@
+"""From rows to claims."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from django_saga.models import SagaExecution
+from django_saga.storage.base import Claim
+from django_saga.storage.writing import to_utc
+from django_saga.texts import told
+
+if TYPE_CHECKING:
+    pass
+
+logger = logging.getLogger("django_saga.storage")
+
+
+def claim_of(row: SagaExecution) -> Claim | None:
+    try:
+        state = row.state
+        if not (isinstance(row.created_at, datetime) and isinstance(row.updated_at, datetime)):
+            raise ValueError("a time is missing")
+    except ValueError as error:
+        # Somebody edited it by hand; it must not stand in the way of the others.
+        logger.error("Saga execution %s cannot be read: %s", row.pk, told(error))
+        return None
+    at = to_utc(row.db_now)  # type: ignore[attr-defined]
+    wait = max(0.0, (row.wake_at - at).total_seconds()) if row.wake_at else 0.0
+    return Claim(
+        row.id,
+        row.saga,
+        row.token,
+        state,
+        at,
+        wait,
+        cancel_reason=row.cancel_reason,
+        paused=bool(row.paused),  # type: ignore[attr-defined]
+        limit_key=row.limit_key,
+        place=None if row.limit_key is None else row.slot is not None,
+        execution=row,
+    )
+
+
+def columns_of_claim(claim: Claim) -> dict[str, Any]:
+    """The columns of an execution that this process created, as it was then."""
+    return {
+        "id": claim.id,
+        "saga": claim.saga,
+        "initial_context": claim.state.context,
+        "retry_of_id": claim.retry_of,
+        "limit_key": claim.limit_key,
+        "created_at": claim.at,
+        "wake_at": claim.at + timedelta(seconds=claim.wait) if claim.wait else None,
+        "driver": claim.driver,
+    }
+
+
+def is_leased(claim: Claim) -> bool:
+    return claim.execution is not None and claim.execution.lease_until is not None
+
+
+def is_held(claim: Claim) -> bool:
+    """Whether its lease lasts still; a past one does not keep an execution from being paused."""
+    until = claim.execution.lease_until if claim.execution else None
+    return until is not None and until > claim.at
+
+
+def oldest_first(claims: list[Claim]) -> list[Claim]:
+    return sorted(claims, key=lambda claim: claim.execution.created_at)  # type: ignore[union-attr]

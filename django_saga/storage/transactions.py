@@ -1,0 +1,50 @@
+"""Whose transaction is open: a caller's, a test's, or one that several writes share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from django.db.transaction import Atomic
+
+from django_saga.exceptions import (
+    InsideTransaction,
+    TransactionLeftOpen,
+)
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+
+def refuse_transaction(connection: BaseDatabaseWrapper) -> None:
+    if connection.in_atomic_block:
+        # TestCase's own blocks stand for "no transaction", as they do for Django's durable.
+        inside = not all(
+            is_testcase_s(block) or isinstance(block, Together)
+            for block in connection.atomic_blocks
+        )
+    else:
+        inside = connection.connection is not None and not connection.autocommit
+    if inside:
+        raise InsideTransaction(
+            f"A saga cannot be driven inside an open transaction on {connection.alias!r}: its "
+            "checkpoints would not be durable. Call enqueue() there, which joins the "
+            "transaction and starts on commit; under ATOMIC_REQUESTS decorate the view with "
+            "django.db.transaction.non_atomic_requests."
+        )
+
+
+def is_testcase_s(block: Atomic) -> bool:
+    return getattr(block, "_from_testcase", False)
+
+
+class Together(Atomic):
+    """The transaction of several writes, each of which is as durable as one of its own."""
+
+
+def roll_back_after(block: Atomic, connection: BaseDatabaseWrapper) -> list[Atomic]:
+    """End the blocks within this one that were left open; returns them."""
+    blocks = connection.atomic_blocks
+    left = blocks[blocks.index(block) + 1 :] if block in blocks else []
+    for inner in reversed(left):
+        inner.__exit__(TransactionLeftOpen, TransactionLeftOpen(), None)
+    return left
