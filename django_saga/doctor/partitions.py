@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from django_saga.doctor.finding import Finding
@@ -14,12 +15,11 @@ def partitions() -> Iterator[Finding]:
     """Whether next month's executions have a partition of their own to go to."""
     if not is_partitioned():
         return
-    missing = missing_months(1)
+    # What this month lacks it gets no more, and does without.
+    missing = [month for month in missing_months(1) if month.begin > timezone.now()]
     if not missing:
-        yield Finding("partitions", "ok", _("This month and the next have partitions."))
+        yield Finding("partitions", "ok", _("The next month has its partitions."))
         return
-    what = _("There is no partition for %(months)s: its executions go to the default one.")
-    todo = _(
-        "Run manage.py partition_sagas every day; a month that has begun without one stays so."
-    )
-    yield Finding("partitions", "warning", what % {"months": ", ".join(map(str, missing))}, todo)
+    what = _("There is no partition for %(month)s: its executions will go to the default one.")
+    todo = _("Run manage.py partition_sagas every day, before the month begins.")
+    yield Finding("partitions", "warning", what % {"month": missing[0]}, todo)
