@@ -77,6 +77,7 @@ def partitioned(committing_databases: None, django_db_blocker: Any) -> Iterator[
         partitions._add(OLD, "default", checked=True)
         assert SagaExecution.objects.get(pk=kept.pk).status == "COMPLETED"
         assert list(kept.records.order_by("pk").values_list("pk", flat=True)) == records
+        assert completed_trip().records.order_by("pk")[0].pk > records[-1]  # in order, still
         yield
         call_command("migrate", "django_saga", "zero", verbosity=0)
         call_command("migrate", verbosity=0)
