@@ -192,10 +192,9 @@ def test_every_statement_about_one_execution_looks_into_one_partition() -> None:
 def test_what_is_due_is_found_in_every_partition_oldest_first() -> None:
     storage = DjangoSagaStorage()
     long_ago = changed(pending_trip(), wake_at=None, grace_until=None)
-    SagaExecution.objects.filter(pk=long_ago.pk).update(id=old_id())
+    SagaExecution.objects.filter(pk=long_ago.pk).update(id=(pk := old_id()))
     lost = lost_trip()  # in the default partition
-    (old,) = SagaExecution.objects.filter(pk__lt=OLD.next.first_id)
-    changed(old, created_at=OLD.begin)
+    old = changed(SagaExecution.objects.get(pk=pk), created_at=OLD.begin)
     claims = storage.due(10, driver="x", lease=60.0, saga=TripSaga.name)
     assert [claim.id for claim in claims] == [old.pk, lost.pk]
 
