@@ -19,6 +19,7 @@ from uuid import UUID
 from django.db import IntegrityError, OperationalError, connections, transaction
 from django.db.models import Count, Q
 
+from django_saga import registry
 from django_saga.exceptions import SagaError
 from django_saga.models import SagaExecution
 from django_saga.operations.asking import Asked, enter
@@ -83,6 +84,24 @@ def is_partitioned(*, storage: DjangoSagaStorage | None = None) -> bool:
     return kind is not None and kind[0] == "p"
 
 
+def limited() -> list[str]:
+    """The sagas that limit how many of them run, whose places partitions cannot keep apart.
+
+    Their constraint would have to be unique over all partitions, and holds no column that decides
+    about these.
+    """
+    return sorted(saga.name for saga in registry.all_sagas() if saga.max_running is not None)
+
+
+def refuse_limits() -> None:
+    """Raise SagaError where a saga has max_running."""
+    if names := limited():
+        raise SagaError(
+            f"Partitions and max_running exclude each other, which {', '.join(names)} "
+            "has: a place could be taken twice. Drop one of the two."
+        )
+
+
 def months(*, storage: DjangoSagaStorage | None = None) -> list[Month]:
     """Those that have partitions, in order."""
     alias = (storage or DjangoSagaStorage()).alias
@@ -108,6 +127,7 @@ def convert(*, storage: DjangoSagaStorage | None = None) -> None:
         raise SagaError("Partitions take PostgreSQL.")
     if is_partitioned(storage=storage):
         raise SagaError("The tables are partitioned already.")
+    refuse_limits()
     key = f"{_default(RECORDS)}_key"
     with connections[alias].cursor() as cursor:
         cursor.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {key}")
@@ -149,7 +169,7 @@ def _convert(table: str, key: str, execute: Execute) -> None:
     execute(f"ALTER TABLE {table} ADD PRIMARY KEY ({', '.join(TABLES[table])})")
     if table == EXECUTIONS:
         for _, primary, definition in indexes:
-            if not primary:
+            if not primary and not definition.startswith("CREATE UNIQUE"):
                 execute(definition)
     else:
         execute(f"ALTER TABLE {default} ALTER id DROP IDENTITY")
@@ -167,6 +187,7 @@ def add_months(ahead: int, *, storage: DjangoSagaStorage | None = None) -> Itera
     """
     storage = storage or DjangoSagaStorage()
     _refuse_plain(storage)
+    refuse_limits()
     now = _now(storage)
     for month in missing_months(ahead, storage=storage):
         if not _in_default(month, storage):

@@ -55,16 +55,30 @@ pytestmark = pytest.mark.usefixtures("partitioned")
 globals().update(
     (name, test)
     for name, test in vars(contract).items()
-    if name.startswith("test_") and "storage" in inspect.signature(test).parameters
+    if name.startswith("test_")
+    and "storage" in inspect.signature(test).parameters
+    and "limited" not in inspect.signature(test).parameters  # which partitions refuse
 )
 
+LIMITED = partitions.limited
 THIS = Month(timezone.now().year, timezone.now().month)
 OLD = Month(2025, 2)
 LONG_AGO = timedelta(days=30)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def unlimited() -> Iterator[None]:
+    """As if no saga of the tests had max_running."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(partitions, "limited", list)
+        patch.setattr("django_saga.doctor.partitions.limited", list)
+        yield
+
+
 @pytest.fixture(scope="module")
-def partitioned(committing_databases: None, django_db_blocker: Any) -> Iterator[None]:
+def partitioned(
+    committing_databases: None, unlimited: None, django_db_blocker: Any
+) -> Iterator[None]:
     with django_db_blocker.unblock():
         SagaStepRecord.objects.all().delete()
         SagaExecution.objects.all().delete()
@@ -366,3 +380,16 @@ def test_no_other_database_has_partitions(call: Any) -> None:
 def test_a_failed_trip_that_is_retried_is_linked_across_partitions() -> None:
     failed = failed_trip()
     assert retry(failed.pk).retry_of_id == failed.pk
+
+
+def test_sagas_that_limit_how_many_run_have_no_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The constraint that keeps their places apart cannot be made."""
+    monkeypatch.setattr(partitions, "limited", LIMITED)
+    monkeypatch.setattr("django_saga.doctor.partitions.limited", LIMITED)
+    monkeypatch.setattr(partitions, "is_partitioned", lambda **_: False)
+    with pytest.raises(SagaError, match=r"saga_tests\.Alone"):
+        convert()
+    monkeypatch.setattr(partitions, "is_partitioned", lambda **_: True)
+    with pytest.raises(SagaError, match=r"saga_tests\.Alone"):
+        list(add_months(1))
+    assert "error" in {finding.level for finding in doctor()}

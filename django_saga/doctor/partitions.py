@@ -8,13 +8,17 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from django_saga.doctor.finding import Finding
-from django_saga.partitions import is_partitioned, missing_months
+from django_saga.partitions import is_partitioned, limited, missing_months
 
 
 def partitions() -> Iterator[Finding]:
     """Whether next month's executions have a partition of their own to go to."""
     if not is_partitioned():
         return
+    if names := limited():
+        what = _("%(sagas)s: the places that max_running gives cannot be kept apart in partitions.")
+        todo = _("Drop max_running from them, or the partitions: more run at once than may.")
+        yield Finding("partitions", "error", what % {"sagas": ", ".join(names)}, todo)
     # What this month lacks it gets no more, and does without.
     missing = [month for month in missing_months(1) if month.begin > timezone.now()]
     if not missing:
