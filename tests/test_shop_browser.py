@@ -249,6 +249,8 @@ def test_the_admin_shows_the_three_orders_and_retries_the_failed_one(
         page.fill("#id_username", USER)
         page.fill("#id_password", PASSWORD)
         page.get_by_role("button", name="Log in").click()
+        page.get_by_role("heading", name="Needs attention").wait_for()
+        page.goto(f"{served.url}{ADMIN}sagaexecution/?status=all")
         for saga_id in ids:
             page.locator(f"#result_list a[href*='{saga_id}']").first.wait_for()
         page.locator(f"#result_list a[href*='{ids[1]}']").first.click()

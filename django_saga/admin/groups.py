@@ -327,7 +327,7 @@ class SagaFailureGroupAdmin(_Admin):
         """For who may: what holds its step up, or else where that can be paused."""
         if not request.user.has_perm(PAUSE):
             return {}
-        rows = SagaPause.objects.using(group._state.db).filter(saga=group.saga)
+        rows = stored(request, SagaPause.objects.all()).filter(saga=group.saga)
         pause = rows.filter(step__in=["", group.step]).order_by("step").first()
         if pause is not None:
             url = sites.address(self.admin_site, "sagapause", "resume", pause.pk)
