@@ -16,6 +16,7 @@ EARLY = 10  # the first look at the memory is after one in so many
 
 BASE = "import django.db.models, asgiref.sync"
 IMPORT = f"{BASE}, django_saga"
+TIMED = "import time\nbegan = time.process_time()\n{}\nprint(time.process_time() - began)"
 SETUP = """
 from django.conf import settings
 settings.configure(INSTALLED_APPS={apps})
@@ -50,9 +51,9 @@ def import_times(starts: int) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in codes}
     for _ in range(starts):
         for name, code in codes.items():
-            began = _cpu_of_children()
-            subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-            times[name].append(1000 * (_cpu_of_children() - began))
+            timed = [sys.executable, "-c", TIMED.format(code)]
+            done = subprocess.run(timed, cwd=ROOT, stdout=subprocess.PIPE, check=True)
+            times[name].append(1000 * float(done.stdout))
     medians = {name: statistics.median(of) for name, of in times.items()}
     return {
         "base": medians["base"],
@@ -60,11 +61,6 @@ def import_times(starts: int) -> dict[str, float]:
         "setup_base": medians["setup_base"],
         "setup_added": medians["setup"] - medians["setup_base"],
     }
-
-
-def _cpu_of_children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def _run_many(count: int) -> None:

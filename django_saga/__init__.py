@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from django_saga.context import SENSITIVE, SagaContext
 from django_saga.exceptions import (
     Abort,
@@ -24,9 +26,11 @@ from django_saga.exceptions import (
     UnknownSaga,
 )
 from django_saga.machine import Retry
-from django_saga.recovery import arecover_saga, recover_saga
 from django_saga.saga import Saga, SagaTransaction
 from django_saga.steps import Fallback, SagaStepHandler, SagaStepResult, current_step
+
+if TYPE_CHECKING:
+    from django_saga.recovery import arecover_saga, recover_saga
 
 __all__ = [
     "SENSITIVE",
@@ -61,3 +65,12 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # What only workers and recovery need: a web process starts sooner without.
+    if name in ("arecover_saga", "recover_saga"):
+        from django_saga import recovery
+
+        return getattr(recovery, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

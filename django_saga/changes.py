@@ -6,8 +6,6 @@ from collections.abc import Collection
 
 import msgspec
 
-from django_saga.masking import mask_json
-
 LARGEST = 2_000  # bytes of a value that is kept
 
 
@@ -16,6 +14,8 @@ def changes(before: str, after: str, sensitive: Collection[str] = ()) -> str:
 
     What is ``sensitive``, or looks like a secret, is masked.
     """
+    from django_saga.masking import mask_json
+
     old, new = _fields(before), _fields(after)
     changed: dict[str, object] = {
         name: _short(value) for name, value in new.items() if old.get(name) != value

@@ -8,7 +8,6 @@ from functools import lru_cache
 from typing import Any, Generic, TypeVar, get_type_hints
 
 import msgspec
-from msgspec import inspect
 
 from django_saga.exceptions import InvalidContext, InvalidDefinition
 from django_saga.texts import said_by
@@ -62,7 +61,9 @@ class ContextCodec(Generic[ContextT]):
     @property
     def sensitive(self) -> frozenset[str]:
         """The names of the fields that are marked as :data:`SENSITIVE`."""
-        return _sensitive_fields(self.context_type)  # type: ignore[arg-type]
+        from django_saga.marked import sensitive_fields  # once there is something to mask
+
+        return sensitive_fields(self.context_type)  # type: ignore[arg-type]
 
     def encode(self, context: ContextT, *, limit: int) -> str:
         """The JSON of a context, proven to come back.
@@ -193,36 +194,3 @@ _ENCODER = msgspec.json.Encoder(decimal_format="string", uuid_format="canonical"
 @lru_cache(maxsize=256)
 def _decoder_of(context_type: Any, name: str) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(get_type_hints(context_type, include_extras=True)[name])
-
-
-@lru_cache(maxsize=256)
-def _sensitive_fields(context_type: Any) -> frozenset[str]:
-    names: set[str] = set()
-    _note_marked(inspect.type_info(context_type), names, set())
-    return frozenset(names)
-
-
-def _note_marked(info: inspect.Type, names: set[str], seen: set[int]) -> bool:
-    """Note the names of marked fields; whether it is marked itself, or holds what has no name."""
-    if id(info) in seen:  # a dataclass may hold itself
-        return False
-    seen.add(id(info))
-    if isinstance(info, _WITH_KEYS):
-        names |= {f.encode_name for f in info.fields if _note_marked(f.type, names, seen)}
-        return False
-    marked = isinstance(info, inspect.Metadata) and bool((info.extra or {}).get("sensitive"))
-    inner = [_note_marked(inner, names, seen) for inner in _inner_types(info)]
-    return marked or any(inner)
-
-
-def _inner_types(info: inspect.Type) -> list[inspect.Type]:
-    """Of a list, a dict, a union, ..."""
-    found = []
-    for name in info.__struct_fields__:
-        value = getattr(info, name)
-        for one in value if isinstance(value, tuple) else (value,):
-            found.append(one.type if isinstance(one, inspect.Field) else one)
-    return [one for one in found if isinstance(one, inspect.Type)]
-
-
-_WITH_KEYS = (inspect.DataclassType, inspect.StructType, inspect.TypedDictType)

@@ -9,8 +9,9 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from functools import lru_cache, partial
 from traceback import walk_tb
+from types import MethodType
 from typing import Any, TypeVar
 
 from asgiref.sync import async_to_sync, sync_to_async
@@ -156,6 +157,15 @@ def _method(ask: Call, handler: Any) -> Callable[[Any], Any]:
     return method  # type: ignore[no-any-return]
 
 
+def _is_async(method: Callable[[Any], Any]) -> bool:
+    if isinstance(method, MethodType):
+        return _is_coroutine_function(method.__func__)
+    return inspect.iscoroutinefunction(method)
+
+
+_is_coroutine_function = lru_cache(maxsize=1024)(inspect.iscoroutinefunction)  # it is slow to tell
+
+
 def _resolve(ask: Call) -> Callable[[Any], Any]:
     handler = _made(ask)
     if inspect.isawaitable(handler):
@@ -170,7 +180,7 @@ async def _aresolve(ask: Call) -> Callable[[Any], Any]:
 
 def _call(ask: Call) -> Any:
     method = _resolve(ask)
-    if not inspect.iscoroutinefunction(method):
+    if not _is_async(method):
         return _call_outside(ask, method)
     try:
         return async_to_sync(call_async_handler)(ask, method)
@@ -378,7 +388,7 @@ class AsyncDriver:
             case Call():
                 self._take(ask.run)
                 method = await _aresolve(ask)
-                if inspect.iscoroutinefunction(method):
+                if _is_async(method):
                     return await call_async_handler(ask, method)
                 return await self._finished(partial(_call_outside, ask, method))
             case CallInside():

@@ -15,7 +15,6 @@ from django_saga.exceptions import (
     TransactionLeftOpen,
 )
 from django_saga.machine import Error, Outcome, Report
-from django_saga.masking import sensitive_values
 from django_saga.steps import CurrentStep, Fallback, StepType
 from django_saga.texts import storable, told, traced
 
@@ -66,6 +65,8 @@ def describe(error: BaseException, secrets: Iterable[str] = ()) -> Error:
 
 def secrets_of(run: Run, *contexts: str) -> set[str]:
     """The sensitive values of a run, as it was taken over, as it is stored, as it stands now."""
+    from django_saga.masking import sensitive_values
+
     codec = getattr(run.definition, "codec", None)  # a saga that the code lost has none
     sensitive = codec.sensitive if codec else ()
     stored = {run.claim.state.context, run.state.context, run.state.fallback_context or "{}"}

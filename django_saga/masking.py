@@ -12,12 +12,14 @@ from base64 import b64decode
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, quote_plus
 
 import msgspec
 
 MASK = "********"
+LONGEST = 100  # characters of a key that is remembered
 SHORTEST = 4  # characters of a known value that is looked for; shorter ones are in every text
 
 
@@ -58,6 +60,11 @@ def sensitive_values(stored: str, sensitive: Collection[str] = ()) -> set[str]:
 
 def looks_secret(key: str) -> bool:
     """Whether a key by this name holds a secret: ``password``, ``X-Api-Key``, ``cardNumber``."""
+    return (_looks_secret if len(key) <= LONGEST else _looks_secret.__wrapped__)(key)
+
+
+@lru_cache(maxsize=4096)  # the same names come again in every traceback
+def _looks_secret(key: str) -> bool:
     name = re.split(r"[.:]", key)[-1]  # the attribute of a dotted name, the tag after a namespace
     words = [word.lower() for word in _WORD.findall(name)]
     if not words or _SAYS_THAT.fullmatch(words[0]) or _SAYS_WHAT.fullmatch(words[-1]):

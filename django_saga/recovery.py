@@ -18,7 +18,6 @@ from django_saga.errors import secrets_of
 from django_saga.exceptions import LeaseLost, SagaError, UnknownSaga
 from django_saga.flow import Do, Flow, Run, driver_name
 from django_saga.keeper import keeper
-from django_saga.masking import sensitive_values
 from django_saga.saga import Saga, _uuid, default_storage
 from django_saga.texts import told, traced
 
@@ -146,6 +145,8 @@ def _secrets(claim: Claim, storage: SagaStorage) -> set[str]:
         saga, _ = _saga_of(claim, storage)
         return secrets_of(Run(saga, claim, None))
     except Exception:  # the saga's definition is what failed
+        from django_saga.masking import sensitive_values
+
         return sensitive_values(claim.state.context)
 
 

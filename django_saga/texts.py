@@ -5,8 +5,6 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterable
 
-from django_saga.masking import mask_text
-
 MOST = 1_000_000  # characters of an error's text that are looked at
 
 
@@ -20,7 +18,7 @@ def said_by(error: BaseException) -> str:
 
 def told(error: BaseException, secrets: Iterable[str] = ()) -> str:
     """An error's message, for others than its handler: what looks like a secret is masked."""
-    return mask_text(said_by(error)[:MOST], secrets)
+    return _masked(said_by(error)[:MOST], secrets)
 
 
 def traced(error: BaseException, secrets: Iterable[str] = ()) -> str:
@@ -28,7 +26,13 @@ def traced(error: BaseException, secrets: Iterable[str] = ()) -> str:
 
     Logs get this text rather than ``exc_info``, which would print the message as it is.
     """
-    return mask_text("".join(traceback.format_exception(error))[-MOST:], secrets)
+    return _masked("".join(traceback.format_exception(error))[-MOST:], secrets)
+
+
+def _masked(text: str, secrets: Iterable[str]) -> str:
+    from django_saga.masking import mask_text  # once there is an error: its patterns take a while
+
+    return mask_text(text, secrets)
 
 
 def storable(text: str) -> str:

@@ -392,8 +392,8 @@ def test_a_saga_that_succeeds_masks_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     def refuse(*_: object) -> Any:
         raise AssertionError("it cost something")
 
-    for name in ("told", "traced", "sensitive_values"):
-        monkeypatch.setattr(f"django_saga.errors.{name}", refuse)
+    for name in ("errors.told", "errors.traced", "masking.sensitive_values"):
+        monkeypatch.setattr(f"django_saga.{name}", refuse)
     saga = Saga(steps=[Reserve, ReserveForGood], storage=MemorySagaStorage(), name="tests.calm")
     assert saga.run(Login()).status == "COMPLETED"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from django_saga.storage.base import SagaStorage
-from django_saga.storage.memory import MemorySagaStorage
 
 if TYPE_CHECKING:
     from django_saga.storage.django import DjangoSagaStorage
+    from django_saga.storage.memory import MemorySagaStorage
 
 __all__ = ["DjangoSagaStorage", "MemorySagaStorage", "SagaStorage"]
 
@@ -19,4 +19,8 @@ def __getattr__(name: str) -> Any:
         from django_saga.storage.django import DjangoSagaStorage
 
         return DjangoSagaStorage
+    if name == "MemorySagaStorage":
+        from django_saga.storage.memory import MemorySagaStorage
+
+        return MemorySagaStorage
     raise AttributeError(name)

@@ -14,7 +14,7 @@ from django_saga.exceptions import (
     SagaError,
 )
 from django_saga.machine import Status
-from django_saga.models import SagaExecution, changed_columns
+from django_saga.models import changed_columns
 from django_saga.storage.base import Checkpoint, Claim, Creation, Saved, Written
 from django_saga.storage.sql import ASKED, CAUSE, STATEMENTS, Statements
 from django_saga.texts import storable
@@ -207,7 +207,7 @@ def to_json(value: object) -> str:
 
 
 def uuid_of(value: UUID, connection: BaseDatabaseWrapper) -> Any:
-    return SagaExecution._meta.pk.get_db_prep_value(value, connection)
+    return value if connection.features.has_native_uuid_field else value.hex
 
 
 def to_utc(value: Any) -> datetime:
