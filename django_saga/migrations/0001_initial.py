@@ -552,6 +552,14 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             model_name="sagaexecution",
             index=models.Index(
+                condition=models.Q(("status__in", ["PENDING", "RUNNING", "COMPENSATING"])),
+                fields=["created_at"],
+                name="saga_oldest_active",
+            ),
+        ),
+        migrations.AddIndex(
+            model_name="sagaexecution",
+            index=models.Index(
                 condition=models.Q(("status__in", ["FAILED", "STUCK"])),
                 fields=["status", "created_at"],
                 name="saga_ended_badly",

@@ -112,6 +112,11 @@ class SagaExecution(models.Model):
                 condition=models.Q(status__in=["PENDING", "RUNNING", "COMPENSATING"]),
             ),
             models.Index(
+                fields=["created_at"],
+                name="saga_oldest_active",
+                condition=models.Q(status__in=["PENDING", "RUNNING", "COMPENSATING"]),
+            ),
+            models.Index(
                 fields=["status", "created_at"],
                 name="saga_ended_badly",
                 condition=models.Q(status__in=["FAILED", "STUCK"]),
