@@ -306,6 +306,7 @@ class DjangoSagaStorage(SagaStorage):
         if lease is not None:
             self.refuse_transaction()
         claims: list[Claim] = []
+        read: dict[Source, list[Claim | None]] = {}
         found = dict.fromkeys(self._sources(saga), 0)
         left = list(found)
         random.shuffle(left)  # there may be more of them than the limit
@@ -316,9 +317,12 @@ class DjangoSagaStorage(SagaStorage):
                 if not most:
                     left.remove(source)
                     continue
-                # What is only read, not claimed, would be met again.
-                passed = found[source] if lease is None and grace is None else 0
-                rows = self._due(source, most, passed, driver, lease, grace)
+                if lease is not None or grace is not None:
+                    rows = self._due(source, most, driver, lease, grace)
+                else:  # what is only read would be met again by the next statement
+                    if source not in read:
+                        read[source] = self._due(source, limit, driver, lease, grace)
+                    rows = read[source][found[source] :][:most]
                 # What cannot be read is claimed too, so others come instead.
                 claims += filter(None, rows)
                 found[source] += len(rows)
@@ -346,7 +350,6 @@ class DjangoSagaStorage(SagaStorage):
         self,
         source: Source,
         limit: int,
-        passed: int,
         driver: str,
         lease: float | None,
         grace: float | None,
@@ -354,9 +357,9 @@ class DjangoSagaStorage(SagaStorage):
         connection = self._connection
         sql = sql_of(connection)
         saga, key, waits, _ = source
-        due, which = sql.due, (saga, saga, limit, passed)
+        due, which = sql.due, (saga, saga, limit)
         if key is not None:
-            due, which = sql.due_placed, (saga, key, limit, passed)
+            due, which = sql.due_placed, (saga, key, limit)
         if waits:
             due = sql.due_unplaced
         if waits and lease is not None:

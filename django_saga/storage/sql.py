@@ -173,12 +173,12 @@ class Statements:
         active = f"FROM {EXECUTIONS} WHERE status IN {ACTIVE}"
         due = f"SELECT id {active} AND {ready}"
         order = "ORDER BY saga, limit_key, created_at LIMIT"  # that of the index
-        page = f"{order} %s OFFSET %s{dialect.skip_locked}"
+        page = f"{order} %s{dialect.skip_locked}"
         # BETWEEN, or PostgreSQL takes the index on the time alone, and reads all other sagas too.
         unlimited = f"{due} AND limit_key IS NULL AND saga BETWEEN {{0}} AND {{0}}"
-        # saga, saga, limit, offset
+        # saga, saga, limit
         self.due = f"{unlimited.format(dialect.name)} {page}"
-        # saga, limit key, limit, offset
+        # saga, limit key, limit
         self.due_placed = f"{due} AND saga = %s AND limit_key = %s AND slot IS NOT NULL {page}"
         self.due_unplaced = f"{due} AND saga = %s AND limit_key = %s AND slot IS NULL {page}"
         # saga, limit key, limit
