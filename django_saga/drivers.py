@@ -342,6 +342,9 @@ class AsyncDriver:
                 while not task.done():
                     await asyncio.wait((task,))
                 break
+            except GeneratorExit:  # its loop was closed: there is nothing to wait in any more
+                self._stop()
+                raise
             except BaseException as error:  # whatever it is, the task must not go on alone
                 interruption = error
                 self._stop()

@@ -80,4 +80,4 @@ def _key(storage: SagaStorage) -> Key:
     # calls async code runs the sync code below that itself.
     caller = getattr(AsyncToSync.executors, "current", None)
     request = SyncToAsync.thread_sensitive_context.get(None)
-    return asyncio.get_running_loop(), caller, request, storage
+    return asyncio.get_running_loop(), caller, request, getattr(storage, "alias", ""), storage

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import re
 import threading
@@ -11,12 +12,14 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.conf import settings as django_settings
 from django.db import connections
+from django.test import override_settings
 
 from django_saga import (
     LeaseLost,
@@ -230,6 +233,54 @@ def test_sagas_in_a_loop_write_together(calls: Calls, database: str) -> None:
         assert [r.step for r in storage.history(execution.id)] == ["S0", "S1", "S2"]
         stored = SagaExecution.objects.using(database).get(pk=execution.id)
         assert (stored.status, stored.updated_at) == ("COMPLETED", execution.updated_at)
+
+
+def test_what_is_written_together_goes_where_the_router_sends_each(calls: Calls) -> None:
+    """A router may look at who is served, which a context variable tells."""
+    storage, tenant = DjangoSagaStorage(), ContextVar("tenant", default="default")
+
+    class Router:
+        def db_for_write(self, model: Any, **hints: Any) -> str:
+            return tenant.get()
+
+    saga = adhoc(storage, *(make_step(f"S{n}", calls, is_async=True) for n in range(3)))
+
+    async def serve(alias: str) -> tuple[str, uuid.UUID]:
+        tenant.set(alias)
+        return alias, (await saga.arun(Log())).id
+
+    async def view() -> list[tuple[str, uuid.UUID]]:
+        return await asyncio.gather(*map(serve, ("default", "sqlite") * 10))
+
+    with override_settings(DATABASE_ROUTERS=[Router()]):
+        served = async_to_sync(view)()
+    for alias, saga_id in served:
+        assert SagaExecution.objects.using(alias).get(pk=saga_id).status == "COMPLETED"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_loop_that_is_closed_leaves_nothing_behind_that_waits(calls: Calls) -> None:
+    async def wait(self: Any, context: Log) -> None:
+        calls.note()
+        await asyncio.Event().wait()
+
+    step = make_step("A", calls)
+    step.act = wait  # type: ignore[method-assign]
+    driving = adhoc(MemorySagaStorage(), step).arun(Log())
+
+    async def begin() -> None:
+        tasks.append(asyncio.ensure_future(driving))
+        while not calls:
+            await asyncio.sleep(0)
+
+    tasks: list[Any] = []
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(begin())
+    loop.close()
+    driving.close()  # as the garbage collector does
+    tasks.clear()
+    gc.collect()
+    assert calls == ["act A"]
 
 
 class Counting(DjangoSagaStorage):

@@ -1879,6 +1879,17 @@ def test_what_cannot_be_written_is_not_in_the_way_of_what_is_written_with_it(
     assert row(database, other.id).step == "P"
 
 
+def test_what_the_commit_refuses_is_not_in_the_way_of_what_is_written_with_it(
+    database: DjangoSagaStorage,
+) -> None:
+    """A foreign key, say, which is looked at no sooner."""
+    one, bad = leased(database), creation(retry_of=uuid.uuid4())
+    refused, saved = database.write_together([bad, next_checkpoint(one)])
+    assert isinstance(refused, IntegrityError)
+    assert isinstance(saved, Saved)
+    assert row(database, one.id).step == "P"
+
+
 def test_what_is_written_together_is_one_transaction(database: DjangoSagaStorage) -> None:
     claims = [leased(database) for _ in range(3)]
     connection = connections[database.alias]

@@ -242,8 +242,7 @@ class DjangoSagaStorage(SagaStorage):
             if outcomes:  # the commit's answer was lost: each must look what became of it
                 return [error] * len(writes)
         except (SagaError, DatabaseError, ValueError):
-            if outcomes:
-                raise
+            outcomes = []  # though all were: a deferred constraint refused the commit
         # Where one could not be written, none was: it must not be in the way of the others.
         return outcomes or super().write_together(writes)
 
