@@ -245,32 +245,43 @@ def drop_months(after: timedelta, **asked: Unpack[Asked]) -> Iterator[Dropped]:
     for month in months(storage=storage):
         if month.next.begin > _now(storage) - after:
             return
-        rows = SagaExecution.objects.using(storage.alias).filter(
-            pk__gte=month.first_id, pk__lt=month.next.first_id
-        )
-        over = rule.over(Stage.DELETE)
-        found = rows.aggregate(total=Count("pk"), over=Count("pk", filter=Q(over)))
-        if left := found["total"] - found["over"]:
-            why = f"{left} of its executions are active, not dealt with, too young or referred to"
-            yield Dropped(month, found["total"], why)
+        found = _look(month, rule, storage)
+        if found.why_not:
+            yield found
             continue
         try:
-            _drop(month, found["total"], asked, storage)
+            yield _drop(month, rule, asked, storage)
         except IntegrityError as error:  # one of them was retried just now
-            yield Dropped(month, found["total"], f"it is referred to: {error}")
-        else:
-            yield Dropped(month, found["total"])
+            yield Dropped(month, found.executions, f"it is referred to: {error}")
 
 
-def _drop(month: Month, executions: int, asked: Asked, storage: DjangoSagaStorage) -> None:
+def _look(month: Month, rule: Retention, storage: DjangoSagaStorage) -> Dropped:
+    """What would become of it."""
+    rows = SagaExecution.objects.using(storage.alias).filter(
+        pk__gte=month.first_id, pk__lt=month.next.first_id
+    )
+    over = rule.over(Stage.DELETE)
+    found = rows.aggregate(total=Count("pk"), over=Count("pk", filter=Q(over)))
+    left = found["total"] - found["over"]
+    why = f"{left} of its executions are active, not dealt with, too young or referred to"
+    return Dropped(month, found["total"], why if left else "")
+
+
+def _drop(month: Month, rule: Retention, asked: Asked, storage: DjangoSagaStorage) -> Dropped:
     between = f"BETWEEN '{month.first_id}' AND '{month.next.first_id}'"
     with _changing(storage.alias) as execute:
+        for table in TABLES:
+            execute(f"LOCK TABLE {month.name(table)} IN ACCESS EXCLUSIVE MODE")
+        found = _look(month, rule, storage)  # one may have been stored while that was waited for
+        if found.why_not:
+            return found
         execute(EDITS.format(ids=between))
         for table in reversed(TABLES):
             execute(f"ALTER TABLE {table} DETACH PARTITION {month.name(table)}")
             execute(f"DROP TABLE {month.name(table)}")
-        detail = f"Dropped the month {month} with {executions} executions."
+        detail = f"Dropped the month {month} with {found.executions} executions."
         enter("prune", asked, storage, detail=detail)
+    return found
 
 
 def _refuse_plain(storage: DjangoSagaStorage) -> None:

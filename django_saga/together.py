@@ -70,7 +70,7 @@ def turn_of(storage: SagaStorage) -> Turn | None:
     return _turns.get(_key(storage))
 
 
-Key = tuple[asyncio.AbstractEventLoop, object, object, "SagaStorage"]
+Key = tuple[asyncio.AbstractEventLoop, object, object, str, "SagaStorage"]
 
 _turns: dict[Key, Turn] = {}
 
@@ -80,4 +80,6 @@ def _key(storage: SagaStorage) -> Key:
     # calls async code runs the sync code below that itself.
     caller = getattr(AsyncToSync.executors, "current", None)
     request = SyncToAsync.thread_sensitive_context.get(None)
-    return asyncio.get_running_loop(), caller, request, getattr(storage, "alias", ""), storage
+    # A router may send each flow to another database.
+    database = getattr(storage, "alias", "")
+    return asyncio.get_running_loop(), caller, request, database, storage

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import inspect
 import re
+import threading
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from io import StringIO
 from typing import Any
@@ -20,7 +22,7 @@ from django.db import IntegrityError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from django_saga import SagaError, partitions
+from django_saga import SagaError, machine, partitions
 from django_saga.doctor.partitions import partitions as doctor
 from django_saga.models import SagaAuditEntry, SagaExecution, SagaStepRecord, new_id
 from django_saga.operations import retry
@@ -244,6 +246,34 @@ def test_an_old_month_is_dropped_with_its_records_and_that_is_audited() -> None:
     assert entry.detail == "Dropped the month 2025-02 with 2 executions."
 
 
+def test_what_is_stored_while_a_month_waits_to_be_dropped_is_not_dropped() -> None:
+    stored, pk = threading.Event(), old_id()
+    waits = f"SELECT count(*) FROM pg_locks WHERE relation = '{OLD.name(EXECUTIONS)}'::regclass"
+
+    def store() -> None:
+        state = machine.start(TripSaga.definition.plan, "{}", pending=True)
+        try:
+            with transaction.atomic():
+                DjangoSagaStorage().create(pk, TripSaga.name, state)
+                stored.set()
+                with connection.cursor() as cursor:
+                    for _ in range(300):  # for at most as long as the drop waits
+                        cursor.execute(f"{waits} AND NOT granted")
+                        if cursor.fetchone()[0]:
+                            return
+                        cursor.execute("SELECT pg_sleep(0.01)")
+                raise AssertionError("it was not waited for")
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        storing = pool.submit(store)
+        assert stored.wait(30)
+        assert dropped() == [("2025-02", 1, False)]
+        storing.result()
+    assert SagaExecution.objects.filter(pk=pk).exists()
+
+
 def test_a_month_is_left_for_as_long_as_one_of_its_executions_stays() -> None:
     old_trip()
     failed = old_trip(act_Pay="no money")
@@ -268,9 +298,9 @@ def test_a_retry_that_begins_just_now_keeps_its_month(monkeypatch: pytest.Monkey
     failed = changed(old_trip(act_Pay="no money"), failure_group="")
     drop = partitions._drop
 
-    def late(*args: Any) -> None:
+    def late(*args: Any) -> Any:
         retry(failed.pk)
-        drop(*args)
+        return drop(*args)
 
     monkeypatch.setattr(partitions, "_drop", late)
     (month,) = drop_months(LONG_AGO)
