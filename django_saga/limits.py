@@ -27,7 +27,10 @@ def key_of(saga: Saga[Any], context: Any) -> str | None:
     """What counts together with this context; None for a saga without a limit."""
     if saga.max_running is None:
         return None
-    key: object = saga.limit_key(context)
+    try:
+        key: object = saga.limit_key(context)
+    except Exception as error:
+        raise SagaError(f"limit_key() of {saga.name} failed: {told(error)}") from error
     if not isinstance(key, str) or len(key) > LONGEST or key != storable(key):
         raise SagaError(
             f"limit_key() of {saga.name} must return a text of up to {LONGEST} characters, "

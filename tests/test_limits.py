@@ -166,6 +166,14 @@ def test_a_key_that_cannot_be_stored_is_refused_and_nothing_stored(limited: Make
     assert stored(saga) == []
 
 
+def test_a_limit_key_that_fails_is_told_as_an_error_of_the_saga(limited: Make) -> None:
+    saga = limited(limit_key=lambda self, context: 1 / 0)
+    for use in (saga().run, saga().enqueue):
+        with pytest.raises(SagaError, match=r"limit_key\(\) of tests\..* failed: division by zero"):
+            use(Log())
+    assert stored(saga) == []
+
+
 def test_the_key_is_asked_for_once_and_not_at_all_without_a_limit(limited: Make) -> None:
     asked: list[int] = []
 
