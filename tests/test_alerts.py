@@ -88,10 +88,12 @@ def test_a_sweep_notes_when_it_began_by_the_clock_of_the_database(alias: str) ->
     assert first.age is not None
     assert timedelta() <= first.age < timedelta(seconds=300)
     assert not first.late
+    rows = SagaHeartbeat.objects.using(alias)
+    rows.update(at=first.at - timedelta(hours=1))  # two may fall into one millisecond
     beat(storage=storage)
     second = lateness(storage=storage)
     assert second.at is not None
-    assert second.at > first.at
+    assert second.at >= first.at
     assert SagaHeartbeat.objects.using(alias).count() == 1
 
 
