@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from asyncio import CancelledError
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -101,21 +101,29 @@ def _drive_all(claims: list[Claim], storage: SagaStorage) -> Generator[Recovered
     """
     claims = sorted(claims, key=lambda claim: claim.state.recoveries)
     waiting = deque(Run(_Lost(name=c.saga, storage=storage), c, None) for c in claims)
-    for run in waiting:
-        keeper.watch(run)
     try:
+        for run in waiting:
+            keeper.watch(run)
         while waiting:
-            run = waiting.popleft()
-            keeper.forget(run)
-            recovered = _drive_one(run.claim, storage)
+            keeper.forget(waiting[0])
+            claim = waiting.popleft().claim
+            recovered = _drive_one(claim, storage)
             yield recovered
             if recovered.error:
                 # Raises where the fault is not this execution's: the database itself is away.
                 storage.renew([run.key for run in waiting], lease=conf.LEASE)
     finally:
-        for run in waiting:
-            keeper.forget(run)
+        try:
+            _forget(waiting)
+        finally:
+            _forget(waiting)  # an interruption may have struck the first: it strikes but once
         _release([run.claim for run in waiting], storage)
+
+
+def _forget(runs: Iterable[Run]) -> None:
+    """The keeper would renew for ever what it is not told to forget."""
+    for run in runs:
+        keeper.forget(run)
 
 
 def _drive_one(claim: Claim, storage: SagaStorage) -> Recovered:

@@ -26,22 +26,34 @@ class Strike:
         self.lines = 0
         self.fired = ""
         """Where it was raised."""
+        self._tracers: dict[int, Any] = {}
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
+        code = frame.f_code
+        if not _starts(code.co_filename, self.home):
+            return None
         by_handler = frame.f_back is not None and frame.f_back.f_code.co_filename == noted.__file__
         # What a handler calls belongs to the handler: its errors are the handler's own.
-        ours = frame.f_code.co_filename.startswith(self.home)
-        return self._line if ours and not by_handler else None
+        return None if by_handler else self._lines_of(code)
 
-    def _line(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if event == "line" and frame.f_lasti not in safe_in(frame.f_code):
-            self.lines += 1
-            if self.lines == self.at:
-                code = frame.f_code
-                file = code.co_filename.removeprefix(HOME)
-                self.fired = f"{file}:{frame.f_lineno} in {code.co_qualname}"
-                raise self.error(f"at {self.fired}")  # Python then stops tracing
-        return self._line
+    def _lines_of(self, code: CodeType) -> Any:
+        if id(code) not in self._tracers:  # a code object takes long to be hashed
+            self._tracers[id(code)] = self._tracer(code)
+        return self._tracers[id(code)]
+
+    def _tracer(self, code: CodeType) -> Any:
+        safe = safe_in(code)
+
+        def line(frame: FrameType, event: str, argument: Any) -> Any:
+            if event == "line" and frame.f_lasti not in safe:
+                self.lines += 1
+                if self.lines == self.at:
+                    file = code.co_filename.removeprefix(HOME)
+                    self.fired = f"{file}:{frame.f_lineno} in {code.co_qualname}"
+                    raise self.error(f"at {self.fired}")  # Python then stops tracing
+            return line
+
+        return line
 
 
 @contextmanager
@@ -55,6 +67,11 @@ def striking(
         yield strike
     finally:
         sys.settrace(before)
+
+
+@cache
+def _starts(file: str, home: str) -> bool:
+    return file.startswith(home)
 
 
 @cache

@@ -60,6 +60,8 @@ class Case:
     storage: SagaStorage
     fails: bool
     saga_id: UUID = field(default_factory=uuid4)
+    others: list[UUID] = field(default_factory=list)
+    """Executions that the same sweep claims."""
 
     @property
     def alias(self) -> str:
@@ -78,7 +80,13 @@ def store(case: Case) -> None:
     """As enqueue() does, but told to nobody."""
     encoded = TripSaga.definition.codec.encode(case.context, limit=10_000)
     state = machine.start(TripSaga.definition.plan, encoded, pending=True)
-    assert case.storage.create(case.saga_id, TripSaga.name, state) is not None
+    for saga_id in (case.saga_id, *case.others):
+        assert case.storage.create(saga_id, TripSaga.name, state) is not None
+
+
+def store_three(case: Case) -> None:
+    case.others += [uuid4(), uuid4()]
+    store(case)
 
 
 def lose(case: Case) -> None:
@@ -126,6 +134,10 @@ def by_sweep(case: Case) -> None:
         pass
 
 
+def by_sweep_of_three(case: Case) -> None:
+    by_sweep(case)
+
+
 def by_worker(case: Case) -> None:
     run_saga(str(case.saga_id))
 
@@ -138,16 +150,19 @@ DRIVES: dict[Drive, Callable[[Case], None] | None] = {  # and what comes before
     beneath_arun: None,
     by_recover_saga: lose,
     by_sweep: store,
+    by_sweep_of_three: store_three,
     by_worker: store,
 }
 IN_A_LOOP = (by_arun, by_async_transaction)
+ONLY_ON = {by_worker: "default", by_sweep_of_three: "memory"}  # a worker looks nowhere else
+SWEEPS = (by_sweep, by_sweep_of_three)
 STEP_BY_STEP = (by_transaction, by_async_transaction)
 COMBINATIONS = [
     pytest.param(name, drive, fails, id=f"{name}-{drive.__name__}-{'fails' if fails else 'ends'}")
     for name in STORAGES
     for drive in DRIVES
     for fails in (False, True)
-    if drive is not by_worker or name == "default"  # a worker looks nowhere else
+    if ONLY_ON.get(drive, name) == name
 ]
 
 
@@ -196,12 +211,12 @@ class Battery:
                 raised = self._driven(case)
             if strike.fired:
                 break
-            heal(case.saga_id, self.storage)
+            self._healed(case)
         assert strike.fired, f"nothing struck at {at} of {self.lines}"
         self.points += 1
         found = self._left_behind(case)
         # A sweep goes on to the next where an async handler lets a CancelledError out.
-        swallowed = self.drive is by_sweep and error is asyncio.CancelledError
+        swallowed = self.drive in SWEEPS and error is asyncio.CancelledError
         if error in INTERRUPTIONS and not swallowed and not isinstance(raised, error):
             found.append(f"it was not raised on, but {raised!r} was")
         raised = None  # its traceback holds all that was being done
@@ -210,11 +225,16 @@ class Battery:
         self.report += [f"{error.__name__} at {strike.fired} ({at}): {what}" for what in found]
 
     def _violations(self, case: Case, error: type[BaseException]) -> list[str]:
-        status = heal(case.saga_id, self.storage)
+        status = self._healed(case)
         turned = self.drive in STEP_BY_STEP and error in ERRORS
         return violations(
             case.saga_id, self.storage, status, fails=self.fails, may_turn_back=turned
         )
+
+    def _healed(self, case: Case) -> str:
+        for other in case.others:
+            heal(other, self.storage)
+        return heal(case.saga_id, self.storage)
 
     def _left_behind(self, case: Case) -> list[str]:
         found = []
@@ -222,7 +242,8 @@ class Battery:
             found.append("an alarm was left behind")
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, RINGS)
-        if any(run.leased and run.id == case.saga_id for run in keeper._watched.values()):
+        if any(run.leased for run in keeper._watched.values()):
+            keeper._watched.clear()
             found.append("the keeper goes on to renew the lease of what nobody drives")
         if case.alias:
             if not self._looked(partial(self._serves, case)):
@@ -330,6 +351,18 @@ def test_ctrl_c_at_every_line_of_the_start_of_the_keeper_leaves_nothing_behind(f
     for at in range(1, strike.lines + 1):
         keeper_ended()
         battery.strike(at, KeyboardInterrupt, "keeper.py")
+    battery.close()
+    told(battery, figure)
+
+
+def test_ctrl_c_at_every_line_of_a_sweep_leaves_nothing_behind(figure: Any) -> None:
+    """The keeper goes on to renew, for ever, the lease of whatever it is not told to forget."""
+    battery = Battery("memory", by_sweep_of_three, False)
+    case = battery._case()
+    with striking(None, within="recovery.py") as strike:
+        by_sweep(case)
+    for at in range(1, strike.lines + 1):
+        battery.strike(at, KeyboardInterrupt, "recovery.py")
     battery.close()
     told(battery, figure)
 
