@@ -5,7 +5,7 @@ from __future__ import annotations
 import dis
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -21,12 +21,24 @@ HOME = str(Path(django_saga.__file__).parent) + os.sep
 class Strike:
     """Counts the executed lines, and raises ``error`` once ``at`` of them are reached."""
 
-    def __init__(self, at: int | None, error: type[BaseException], within: str = "") -> None:
-        self.at, self.error, self.home = at, error, HOME + within
+    def __init__(
+        self,
+        at: int | None,
+        error: type[BaseException],
+        within: str = "",
+        phase: Callable[[], object] | None = None,
+    ) -> None:
+        self.at, self.error, self.home, self.phase = at, error, HOME + within, phase
         self.lines = 0
         self.fired = ""
         """Where it was raised."""
+        self._places: dict[object, int] = {}
         self._tracers: dict[int, Any] = {}
+
+    @property
+    def points(self) -> list[int]:
+        """The first line at each place, if a ``phase`` was given."""
+        return list(self._places.values())
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
         code = frame.f_code
@@ -47,6 +59,8 @@ class Strike:
         def line(frame: FrameType, event: str, argument: Any) -> Any:
             if event == "line" and frame.f_lasti not in safe:
                 self.lines += 1
+                if self.phase is not None:
+                    self._places.setdefault((self.phase(), _place(frame)), self.lines)
                 if self.lines == self.at:
                     file = code.co_filename.removeprefix(HOME)
                     self.fired = f"{file}:{frame.f_lineno} in {code.co_qualname}"
@@ -58,15 +72,32 @@ class Strike:
 
 @contextmanager
 def striking(
-    at: int | None, error: type[BaseException] = KeyboardInterrupt, within: str = ""
+    at: int | None,
+    error: type[BaseException] = KeyboardInterrupt,
+    within: str = "",
+    phase: Callable[[], object] | None = None,
 ) -> Iterator[Strike]:
-    """Strike in this thread, in the block; ``at`` None: only count. ``within``: in one module."""
-    strike, before = Strike(at, error, within), sys.gettrace()
+    """Strike in this thread, in the block; ``at`` None: only count. ``within``: in one module.
+
+    ``phase``: how far the world outside has come. Where one line is executed again in the same
+    phase, by the same callers, it is one place: the next round of a loop that touches nothing.
+    """
+    strike, before = Strike(at, error, within, phase), sys.gettrace()
     sys.settrace(strike)
     try:
         yield strike
     finally:
         sys.settrace(before)
+
+
+def _place(frame: FrameType | None) -> tuple[tuple[int, int], ...]:
+    """The lines of django_saga that lead to where a frame stands."""
+    place = []
+    while frame is not None:
+        if _starts(frame.f_code.co_filename, HOME):
+            place.append((id(frame.f_code), frame.f_lineno))
+        frame = frame.f_back
+    return tuple(place)
 
 
 @cache
