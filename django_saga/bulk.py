@@ -26,12 +26,18 @@ def enqueue_many(
     state = machine.start(saga.definition.plan, "", pending=True)
     storage, backend = saga.storage, saga.backend
     stored: list[UUID] = []
-    for batch, keys in _batches(saga, contexts, saga_ids):
-        grace = backend.grace(0.0)
-        new = storage.create_many(saga.name, state, batch, grace=grace, limit_keys=keys)
-        if new:
-            storage.on_commit(partial(backend.hand_over_many, saga, new))
-        stored += new
+    try:
+        for batch, keys in _batches(saga, contexts, saga_ids):
+            grace = backend.grace(0.0)
+            new = storage.create_many(saga.name, state, batch, grace=grace, limit_keys=keys)
+            if new:
+                storage.on_commit(partial(backend.hand_over_many, saga, new))
+            stored += new
+    except InvalidContext:
+        raise  # it says so
+    except Exception as error:
+        error.add_note(f"Before that, {len(stored)} executions of saga {saga.name} were stored.")
+        raise
     return stored
 
 

@@ -16,7 +16,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Unpack
 from uuid import UUID
 
-from django.db import IntegrityError, OperationalError, connections, transaction
+from django.db import (
+    IntegrityError,
+    OperationalError,
+    ProgrammingError,
+    connections,
+    transaction,
+)
 from django.db.models import Count, Q
 
 from django_saga import registry
@@ -322,7 +328,17 @@ def _changing(alias: str) -> Iterator[Execute]:
         with transaction.atomic(using=alias, durable=True):
             execute(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'")
             yield execute
-    except OperationalError as error:
-        if getattr(error.__cause__, "sqlstate", None) != "55P03":  # lock_not_available
+    except (OperationalError, ProgrammingError) as error:
+        why = _BUSY.get(getattr(error.__cause__, "sqlstate", ""))
+        if why is None:
             raise
-        raise SagaError(f"The tables are in use; try again. ({error})") from error
+        raise SagaError(f"The tables {why}; try again. ({error})") from error
+
+
+_BUSY = {
+    "55P03": "are in use",  # lock_not_available
+    "40P01": "are in use",  # deadlock_detected
+    "42P01": "were changed by somebody else just now",  # undefined_table
+    "42P07": "were changed by somebody else just now",  # duplicate_table
+    "42710": "were changed by somebody else just now",  # duplicate_object
+}

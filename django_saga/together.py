@@ -56,9 +56,10 @@ class Turn:
         writes = [write for write, _ in waiting]
         try:
             outcomes = await self._in_thread(partial(self._storage.write_together, writes))
+            written = list(zip(waiting, outcomes, strict=True))
         except BaseException as error:  # what strikes the thread strikes all that it was doing
-            outcomes = [error] * len(writes)
-        for (_, future), outcome in zip(waiting, outcomes, strict=True):
+            written = [(entry, error) for entry in waiting]
+        for (_, future), outcome in written:
             if isinstance(outcome, BaseException):
                 future.set_exception(outcome)
             else:

@@ -295,6 +295,20 @@ class Counting(DjangoSagaStorage):
         return super().write_together(writes)
 
 
+def test_a_storage_that_loses_an_answer_fails_what_waits_for_it(calls: Calls) -> None:
+    class Forgetful(DjangoSagaStorage):
+        def write_together(self, writes: Any) -> Any:
+            return super().write_together(writes)[1:]
+
+    saga = adhoc(Forgetful(), make_step("A", calls, is_async=True))
+
+    async def view() -> list[Any]:
+        both = (saga.arun(Log()) for _ in range(3))
+        return await asyncio.wait_for(asyncio.gather(*both, return_exceptions=True), 60)
+
+    assert any(isinstance(came, ValueError) for came in async_to_sync(view)())
+
+
 def test_who_waits_for_the_thread_is_not_waited_for_in_it(storage: SagaStorage) -> None:
     """A sync handler holds the thread for which the others' writes wait, and drives a saga."""
     calls = Calls()

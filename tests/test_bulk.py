@@ -150,6 +150,18 @@ def test_an_invalid_context_is_named_and_nothing_of_its_thousand_stored(told: li
         Kept().enqueue_many([Log(), None])  # type: ignore[list-item]
 
 
+def test_contexts_that_cannot_be_read_on_leave_a_note_of_what_is_stored(told: list[UUID]) -> None:
+    def contexts() -> Iterator[Log]:
+        yield from numbered(1500)
+        raise OSError("the file ends here")
+
+    with pytest.raises(OSError, match="the file ends here") as raised:
+        Kept().enqueue_many(contexts())
+    note = f"Before that, 1000 executions of saga {Kept.name} were stored."
+    assert raised.value.__notes__ == [note]
+    assert SagaExecution.objects.count() == 1000
+
+
 def test_inside_a_transaction_all_or_none_are_stored_and_they_start_on_commit(
     told: list[UUID],
 ) -> None:

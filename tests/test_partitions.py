@@ -345,6 +345,12 @@ def test_making_a_month_that_fails_leaves_no_check_behind(monkeypatch: pytest.Mo
     assert lies_in(old_trip(OLD.next)) == {f"{EXECUTIONS}_default"}
 
 
+def test_who_comes_second_is_told_that_the_tables_were_changed() -> None:
+    partitions._add(OLD.next, "default", checked=True)
+    with pytest.raises(SagaError, match="were changed by somebody else just now; try again"):
+        partitions._add(OLD.next, "default", checked=True)
+
+
 def test_months_follow_each_other_and_begin_with_their_first_id() -> None:
     assert Month(2025, 12).next == Month(2026, 1)
     assert str(Month(2026, 1)) == "2026-01"
