@@ -25,7 +25,7 @@ SHORTEST = 4  # characters of a known value that is looked for; shorter ones are
 
 def mask_text(text: str, secrets: Iterable[str] = ()) -> str:
     """The text with a mask for each of the ``secrets``, and for all that looks like one."""
-    text = _mask_known(text, secrets)
+    text = mask_known(text, secrets)
     text = _PRIVATE_KEY.sub(MASK, text)
     text = _URL_PASSWORD.sub(rf"\1{MASK}\2", text)
     text = _ELEMENT.sub(_mask_element, text)
@@ -93,7 +93,8 @@ _WORD = re.compile(r"[A-Z]{2,}(?![a-z])|[A-Z]?[a-z0-9]+|[A-Z0-9]+|[^\W\d_]+")
 # Values that are known
 
 
-def _mask_known(text: str, secrets: Iterable[str]) -> str:
+def mask_known(text: str, secrets: Iterable[str]) -> str:
+    """The text with a mask for each of the ``secrets``, in whatever form it is there."""
     known = {form for secret in secrets if _telling(secret) for form in _forms(secret)}
     for form in sorted(filter(_telling, known), key=len, reverse=True):  # one may hold another
         if form.isdecimal():  # a PIN is not to be found in every longer number

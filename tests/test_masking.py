@@ -437,6 +437,38 @@ def test_a_traceback_stays_readable() -> None:
     assert __file__ in told.traceback
 
 
+def test_two_failures_at_one_place_are_told_each_with_its_own_secrets() -> None:
+    """The frames of a place are told once, whatever is a secret the next time."""
+
+    def fail(message: str) -> Exception:
+        try:
+            raise ValueError(message)  # marzipan
+        except ValueError as error:
+            return error
+
+    first, second = describe(fail("one")), describe(fail("password=two"), {"marzipan", "message"})
+    assert (first.message, second.message) == ("one", f"password={MASK}")
+    assert "raise ValueError(message)  # marzipan" in first.traceback
+    assert first.traceback.endswith("ValueError: one\n")
+    assert f"raise ValueError({MASK})  # {MASK}" in second.traceback
+    assert second.traceback.endswith(f"ValueError: password={MASK}\n")
+    other = fail("three").with_traceback(None)
+    assert describe(other).traceback == "ValueError: three\n"
+
+
+@pytest.mark.parametrize("chained", [True, False])
+def test_what_an_error_came_from_is_told_too(chained: bool) -> None:
+    try:
+        try:
+            raise KeyError("token=abc")
+        except KeyError as error:
+            raise ValueError("no") from (error if chained else None)
+    except ValueError as error:
+        told, plain = describe(error), "".join(traceback.format_exception(error))
+    assert told.traceback == plain.replace("abc", MASK)
+    assert ("KeyError" in told.traceback.split("raise KeyError")[-1]) is chained
+
+
 def test_the_rest_of_a_message_stays() -> None:
     text = 'charge of 12.50 failed {"order": 7, "token": "abc", "note": "call back"} after 3 s'
     assert mask_text(text) == text.replace("abc", MASK)
