@@ -1,9 +1,10 @@
 """The loops without a library that django-saga is compared with.
 
-The *replay* sends the very statements of django-saga. The *smallest* loop has tables of its own,
-and in them nothing that a saga which is to survive its process could do without: where it stands,
-its context, and what was done, without a constraint. The *ORM* loop is what one would write by hand
-with Django. All of them take ids of the kind that django-saga does, which indexes like.
+The *replay* sends the very statements of django-saga, also through Django's own cursors. The
+*smallest* loop has tables of its own, and in them nothing that a saga which is to survive its
+process could do without: where it stands, its context, and what was done, without a constraint. The
+*ORM* loop is what one would write by hand with Django. All of them take ids of the kind that
+django-saga does, which indexes like.
 """
 
 from __future__ import annotations
@@ -21,7 +22,13 @@ from django.db import connections, transaction
 from django.utils import timezone
 
 from benchmarks.pace import AsyncWork, Work
-from benchmarks.statements import Commit, areplay, replay, replay_on_sqlite
+from benchmarks.statements import (
+    Commit,
+    areplay,
+    replay,
+    replay_on_sqlite,
+    replay_through_django,
+)
 from django_saga.models import SagaExecution, SagaStepRecord, new_id
 
 STEPS = ("S0", "S1", "S2")
@@ -87,6 +94,10 @@ def replayed_on_sqlite(path: str, pragmas: str, commits: Sequence[Commit]) -> Wo
     connection = sqlite3.connect(path, isolation_level=None)
     connection.executescript(pragmas)
     return lambda: replay_on_sqlite(connection, commits, new_id())
+
+
+def replayed_by_django(alias: str, commits: Sequence[Commit]) -> Work:
+    return lambda: replay_through_django(alias, commits, new_id())
 
 
 def orm_saga() -> None:

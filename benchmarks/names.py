@@ -6,6 +6,7 @@ from itertools import product
 
 OURS, DEFAULTS = "django-saga", "django-saga, Django's defaults"
 REPLAY, SMALLEST, ORM = "replay", "smallest loop", "ORM loop"
+BY_DJANGO = "replay through Django"
 CQRS, DBOS = "python-cqrs", "DBOS"
 BARE_RQ = "bare RQ"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -11,13 +12,15 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
-from django.db import connections
+from django.db import connections, transaction
 
 
 @dataclass(frozen=True)
 class Statement:
     """SQL with its parameters, and which of these are the id of the execution."""
 
+    asked: str
+    """As Django is asked for it."""
     sql: str
     params: tuple[Any, ...]
     ids: tuple[int, ...]
@@ -55,10 +58,9 @@ def captured(alias: str, run: Callable[[], UUID]) -> list[Commit]:
 
 
 def _statement(sql: str, params: Sequence[Any], id: UUID, vendor: str) -> Statement:
-    if vendor == "sqlite":
-        sql = sql.replace("%s", "?").replace("%%", "%")
+    sent = sql.replace("%s", "?").replace("%%", "%") if vendor == "sqlite" else sql
     ids = [at for at, value in enumerate(params) if value in (id, id.hex)]
-    return Statement(sql, tuple(params), tuple(ids))
+    return Statement(sql, sent, tuple(params), tuple(ids))
 
 
 def replay(connection: psycopg.Connection[Any], commits: Sequence[Commit], id: UUID) -> None:
@@ -91,6 +93,19 @@ def replay_on_sqlite(connection: sqlite3.Connection, commits: Sequence[Commit], 
             connection.execute(statement.sql, statement.about(id.hex)).fetchone()
         if len(commit) > 1:
             connection.execute("COMMIT")
+
+
+def replay_through_django(alias: str, commits: Sequence[Commit], id: UUID) -> None:
+    """The same commits, as Django's cursors and ``atomic()`` send them."""
+    connection = connections[alias]
+    own_id = id if connection.features.has_native_uuid_field else id.hex
+    for commit in commits:
+        with transaction.atomic(using=alias) if len(commit) > 1 else nullcontext():
+            for statement in commit:
+                with connection.cursor() as cursor:
+                    cursor.execute(statement.asked, statement.about(own_id))
+                    if cursor.description:
+                        cursor.fetchone()
 
 
 def _send(connection: psycopg.Connection[Any], statement: Statement, id: UUID) -> None:

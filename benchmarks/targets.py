@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from benchmarks.names import (
     BARE_RQ,
+    BY_DJANGO,
     CQRS,
     DBOS,
     FAILURE,
@@ -168,12 +169,14 @@ def rates(
 TARGETS = [
     rates("Inline, success", REPLAY, SUCCESS, 0.8),
     rates("Inline, success", SMALLEST, SUCCESS, None),
+    rates("Inline, success", BY_DJANGO, SUCCESS, None),
     rates("Inline, success, 8 threads", REPLAY, IN_THREADS, 0.8),
     rates("Inline, success, 8 threads", SMALLEST, IN_THREADS, None),
     rates("Inline, success", CQRS, SUCCESS, 5),
     rates("Inline, success", DBOS, SUCCESS, 5),
     rates("Failure, two compensations", REPLAY, FAILURE, 0.8),
     rates("Failure, two compensations", SMALLEST, FAILURE, None),
+    rates("Failure, two compensations", BY_DJANGO, FAILURE, None),
     rates("Async, 32 at once", CQRS, at_once(MOST), 5),
     Target(
         "Async, 32 at once",
@@ -192,7 +195,9 @@ TARGETS = [
     rates("Memory storage", CQRS, MEMORY, 1.5),
     Target("Memory storage, async", CQRS, rate(OURS, MEMORY_ASYNC), rate(CQRS, MEMORY)),
     rates("SQLite, WAL", REPLAY, SQLITE, 0.8),
+    rates("SQLite, WAL", BY_DJANGO, SQLITE, None),
     rates("SQLite, WAL, synchronous NORMAL", REPLAY, SQLITE_NORMAL, None),
+    rates("SQLite, WAL, synchronous NORMAL", BY_DJANGO, SQLITE_NORMAL, None),
     *(
         Target(
             f"{what.capitalize()}: {text}",

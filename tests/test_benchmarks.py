@@ -16,7 +16,13 @@ from django.db import connections
 from benchmarks.pace import Pace
 from benchmarks.results import Results
 from benchmarks.rounds import Measured
-from benchmarks.statements import Commit, captured, replay, replay_on_sqlite
+from benchmarks.statements import (
+    Commit,
+    captured,
+    replay,
+    replay_on_sqlite,
+    replay_through_django,
+)
 from benchmarks.targets import TARGETS, judge
 from django_saga import Saga, SagaFailed
 from django_saga.models import SagaExecution
@@ -51,13 +57,19 @@ def test_a_replay_leaves_what_the_saga_left(alias: str) -> None:
 
     original = SagaExecution.objects.using(alias).get(id=run())
     commits = captured(alias, run)
-    copy = replayed(alias, commits)
+    by_django = uuid.uuid4()
+    replay_through_django(alias, commits, by_django)
+    assert_same(SagaExecution.objects.using(alias).get(id=by_django), original)
+    assert_same(replayed(alias, commits), original)
+    assert len(commits) == 6
+
+
+def assert_same(copy: SagaExecution, original: SagaExecution) -> None:
     assert [(r.step, r.action, r.outcome) for r in copy.records.all()] == [
         (r.step, r.action, r.outcome) for r in original.records.all()
     ]
     for name in ("status", "step", "token", "plan", "context", "effects", "error_message"):
         assert getattr(copy, name) == getattr(original, name), name
-    assert len(commits) == 6
 
 
 def refused_saga(alias: str) -> Saga[Log]:
