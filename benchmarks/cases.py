@@ -74,7 +74,11 @@ class Benchmarks:
         return [
             Case(SMALLEST, SUCCESS, lambda: one_by_one(self._smallest(bare.SUCCESS))),
             Case(REPLAY, SUCCESS, lambda: one_by_one(self._replayed(sent(OrderSaga)))),
-            Case(BY_DJANGO, SUCCESS, lambda: one_by_one(by_django(OrderSaga))),
+            Case(
+                BY_DJANGO,
+                SUCCESS,
+                lambda: one_by_one(bare.replayed_by_django("default", sent(OrderSaga))),
+            ),
             Case(ORM, SUCCESS, lambda: one_by_one(bare.orm_saga)),
             Case(
                 OURS,
@@ -91,7 +95,11 @@ class Benchmarks:
         return [
             Case(SMALLEST, FAILURE, lambda: one_by_one(self._smallest(bare.FAILURE))),
             Case(REPLAY, FAILURE, lambda: one_by_one(self._replayed(sent(RefusedSaga)))),
-            Case(BY_DJANGO, FAILURE, lambda: one_by_one(by_django(RefusedSaga))),
+            Case(
+                BY_DJANGO,
+                FAILURE,
+                lambda: one_by_one(bare.replayed_by_django("default", sent(RefusedSaga))),
+            ),
             Case(
                 OURS,
                 FAILURE,
@@ -223,7 +231,12 @@ def on_sqlite(what: str, alias: str) -> list[Case]:
 
     return [
         Case(REPLAY, what, replayed, on_postgresql=False),
-        Case(BY_DJANGO, what, lambda: one_by_one(by_django(OrderSaga, alias)), on_postgresql=False),
+        Case(
+            BY_DJANGO,
+            what,
+            lambda: one_by_one(bare.replayed_by_django(alias, sent(OrderSaga, alias))),
+            on_postgresql=False,
+        ),
         Case(OURS, what, lambda: one_by_one(ours(OrderSaga, alias)), on_postgresql=False),
     ]
 
@@ -246,10 +259,6 @@ def ours(saga: type[Saga[Order]], alias: str = "default", *, size: int = 0) -> W
             made.run(Order(note=note))
 
     return run
-
-
-def by_django(saga: type[Saga[Order]], alias: str = "default") -> Work:
-    return bare.replayed_by_django(alias, sent(saga, alias))
 
 
 def aours(saga: type[Saga[Order]]) -> AsyncWork:

@@ -32,13 +32,9 @@ class Strike:
         self.lines = 0
         self.fired = ""
         """Where it was raised."""
-        self._places: dict[object, int] = {}
+        self.places: dict[object, int] = {}
+        """Where it came by, if a ``phase`` was given, and at which line first."""
         self._tracers: dict[int, Any] = {}
-
-    @property
-    def points(self) -> list[int]:
-        """The first line at each place, if a ``phase`` was given."""
-        return list(self._places.values())
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
         code = frame.f_code
@@ -60,7 +56,7 @@ class Strike:
             if event == "line" and frame.f_lasti not in safe:
                 self.lines += 1
                 if self.phase is not None:
-                    self._places.setdefault((self.phase(), _place(frame)), self.lines)
+                    self.places.setdefault((self.phase(), _place(frame)), self.lines)
                 if self.lines == self.at:
                     file = code.co_filename.removeprefix(HOME)
                     self.fired = f"{file}:{frame.f_lineno} in {code.co_qualname}"
