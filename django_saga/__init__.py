@@ -26,8 +26,9 @@ from django_saga.exceptions import (
     UnknownSaga,
 )
 from django_saga.machine import Retry
-from django_saga.saga import Saga, SagaTransaction
+from django_saga.saga import Saga
 from django_saga.steps import Fallback, SagaStepHandler, SagaStepResult, current_step
+from django_saga.transaction import SagaTransaction
 
 if TYPE_CHECKING:
     from django_saga.recovery import arecover_saga, recover_saga

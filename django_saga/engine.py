@@ -237,6 +237,11 @@ def let_go(run: Run, *, unstarted: bool = True, hand_over: bool = False) -> Flow
         yield run.do(run.saga.backend.hand_over, run.saga, run.id, 0.0)
 
 
+def give_up(run: Run) -> Flow[None]:
+    """Let go of an execution for which nobody waits any more; the backend goes on with it."""
+    return let_go(run, hand_over=True)
+
+
 def _wait(run: Run) -> Flow[bool]:
     """Sleep through a short wait and put the next attempt in flight; hand a long one over."""
     seconds = run.wakes_at - time.monotonic()

@@ -32,8 +32,8 @@ def time_limit(seconds: float | None) -> AbstractContextManager[None]:
     """Raise TimeoutError out of the block after ``seconds``.
 
     Works in the main thread, unless somebody else's SIGALRM is due before; elsewhere it does
-    nothing, and whoever called must look at the clock. Code of Django's database layer and of the
-    drivers is never interrupted: the alarm waits until it has returned.
+    nothing, and whoever called must look at the clock. Code of Django's database layer and of
+    :mod:`django_saga.calling` is never interrupted: the alarm waits until it has returned.
     """
     if seconds is None or not _can_interrupt(seconds):
         return _UNLIMITED
@@ -101,7 +101,7 @@ def _is_spared(frame: FrameType | None) -> bool:
     return True  # the handler has returned
 
 
-_OURS = "django_saga.drivers"
+_OURS = "django_saga.calling"
 _ENTRANCES = {
     _GeneratorContextManager.__enter__.__code__,
     _GeneratorContextManager.__exit__.__code__,

@@ -464,7 +464,7 @@ def test_a_late_sync_handler_in_another_thread_is_logged_and_done(
         execution = pool.submit(saga.run, Log()).result()
         pool.submit(connections.close_all).result()
     assert execution.status == "COMPLETED"
-    (late,) = [line for line in caplog.records if line.name == "django_saga.drivers"]
+    (late,) = [line for line in caplog.records if line.name == "django_saga.calling"]
     assert late.getMessage() == (
         f"Saga {execution.id}: act of step B took longer than its timeout of 0.05 s, and is done"
     )

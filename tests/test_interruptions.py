@@ -148,8 +148,9 @@ class AsyncContainer:
         ("async", Asynchronous, AsyncContainer()),
     ],
 )
+@pytest.mark.parametrize("within", ["calling.py", "drivers.py"])
 def test_an_error_that_strikes_our_own_lines_is_no_failure_of_a_step(
-    driver: str, step: type[SagaStepHandler[Log]], container: Any
+    driver: str, step: type[SagaStepHandler[Log]], container: Any, within: str
 ) -> None:
     """As where memory runs out there. In another thread, where some are called, it cannot."""
     storage = MemorySagaStorage()
@@ -157,7 +158,7 @@ def test_an_error_that_strikes_our_own_lines_is_no_failure_of_a_step(
     lines = at = 0
     while at <= lines:
         saga_id = uuid.uuid4()
-        with striking(at or None, MemoryError, within="drivers.py") as strike:
+        with striking(at or None, MemoryError, within=within) as strike:
             try:
                 if driver == "sync":
                     saga.run(Log(), saga_id=saga_id)

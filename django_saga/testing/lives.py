@@ -11,8 +11,8 @@ from uuid import UUID
 
 from django.db import transaction
 
+from django_saga.calling import make
 from django_saga.conf import conf
-from django_saga.drivers import _make
 from django_saga.machine import Outcome, State
 from django_saga.saga import default_storage
 from django_saga.steps import StepType, current_step
@@ -108,7 +108,7 @@ class Life:
 
     def resolve(self, step: StepType) -> Any:
         container = self._run.saga.container
-        handler = _make(step) if container is None else container.resolve(step)
+        handler = make(step) if container is None else container.resolve(step)
         watched = partial(_Watched, self, step)
         return _later(handler, watched) if inspect.isawaitable(handler) else watched(handler)
 

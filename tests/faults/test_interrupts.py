@@ -25,7 +25,7 @@ from django.contrib.auth.models import Group
 from django.db import DatabaseError, connections
 from rq.timeouts import JobTimeoutException
 
-from django_saga import drivers, engine, machine, recover_saga
+from django_saga import calling, engine, machine, recover_saga
 from django_saga.flow import HandlerRaised
 from django_saga.keeper import keeper
 from django_saga.models import SagaExecution
@@ -385,7 +385,7 @@ def sees(what: str, name: str, error: type[BaseException]) -> bool:
 def test_the_battery_sees_an_interruption_that_is_taken_for_a_failure(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    call = drivers.call_handler
+    call = calling.call_handler
 
     def failing(*args: Any) -> Any:
         try:
@@ -393,14 +393,14 @@ def test_the_battery_sees_an_interruption_that_is_taken_for_a_failure(
         except KeyboardInterrupt as error:
             raise HandlerRaised(RuntimeError()) from error
 
-    monkeypatch.setattr(drivers, "call_handler", failing)
+    monkeypatch.setattr(calling, "call_handler", failing)
     assert sees("it ended as FAILED", "memory", KeyboardInterrupt)
 
 
 def test_the_battery_sees_an_error_of_our_own_lines_that_is_taken_for_the_handlers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(drivers, "_raised_by", lambda called, error: HandlerRaised(error))
+    monkeypatch.setattr(calling, "_raised_by", lambda called, error: HandlerRaised(error))
     assert sees("it ended as FAILED", "memory", MemoryError)
 
 
