@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
@@ -12,7 +11,6 @@ from uuid import UUID
 
 from django.db import (
     DatabaseError,
-    DataError,
     IntegrityError,
     connections,
     router,
@@ -23,7 +21,6 @@ from django_saga.exceptions import (
     LeaseLost,
     SagaAlreadyRunning,
     SagaError,
-    SagaLimitReached,
     SagaNotFound,
     SagaPaused,
     StorageUnavailable,
@@ -34,18 +31,17 @@ from django_saga.models import SagaExecution, SagaStepRecord
 from django_saga.storage.base import Checkpoint, Claim, Creation, SagaStorage, Saved, Written
 from django_saga.storage.places import (
     DUPLICATE_KEY,
-    Source,
+    acquire_place,
     free_places,
     insert,
     insert_limited,
-    sources_of,
     store_all,
     taken,
     takes_place,
-    with_place,
 )
-from django_saga.storage.reading import claim_of, columns_of_claim, is_held, is_leased, oldest_first
+from django_saga.storage.reading import columns_of_claim, is_held, is_leased, rows, take
 from django_saga.storage.sql import EXECUTIONS
+from django_saga.storage.sweeping import Terms, claim_due
 from django_saga.storage.transactions import (
     Together,
     is_testcase_s,
@@ -167,10 +163,10 @@ class DjangoSagaStorage(SagaStorage):
         query = f"SELECT {sql_of(connection).row} FROM {EXECUTIONS} WHERE id = %s"
         for _ in range(_TRIES):
             with translated(connection):
-                claims = self._take(connection, sql_of(connection).acquire, params, [saga_id])
+                claims = take(connection, sql_of(connection).acquire, params, [saga_id])
                 if claims and claims[0]:
                     return claims[0]
-                claim = next(iter(self._rows(query, [pk])), None)
+                claim = next(iter(rows(connection, query, [pk])), None)
             if claim is None:
                 raise SagaNotFound(f"No saga execution has the id {saga_id}.")
             if saga is not None and claim.saga != saga:
@@ -192,25 +188,12 @@ class DjangoSagaStorage(SagaStorage):
                     f"{claim.execution.lease_until:%Y-%m-%d %H:%M:%S} UTC."
                 )
             if claim.place is False:
-                claims = self._acquire_place(connection, claim, (lease, driver))
+                with translated(connection):
+                    claims = acquire_place(connection, claim, (lease, driver))
                 if claims and claims[0]:
                     return claims[0]
             # It was released between the two statements.
         raise SagaError(f"Saga execution {saga_id} cannot be leased; was its row edited?")
-
-    def _acquire_place(
-        self, connection: BaseDatabaseWrapper, claim: Claim, lease: tuple[float, str]
-    ) -> list[Claim | None]:
-        assert claim.limit_key is not None
-        update, pk = sql_of(connection).acquire_place, uuid_of(claim.id, connection)
-
-        def take(place: int | None) -> list[Claim | None]:
-            return self._take(connection, update, (*lease, place, pk), [claim.id])
-
-        try:
-            return with_place(connection, claim.saga, claim.limit_key, take)
-        except SagaLimitReached as full:
-            raise SagaLimitReached(f"Saga {claim.saga} {claim.id} waits: {full}.") from None
 
     def checkpoint(self, checkpoint: Checkpoint, *, inside: bool = False) -> Saved:
         connection = self._connection
@@ -281,7 +264,7 @@ class DjangoSagaStorage(SagaStorage):
                 if cursor.rowcount == len(leases):
                     return {id for id, _ in leases}
             query = f"SELECT {sql.row} FROM {EXECUTIONS} WHERE {which}"
-            found = filter(None, self._rows(query, held))
+            found = filter(None, rows(connection, query, held))
             return {claim.id for claim in found if claim.state.active and is_leased(claim)}
 
     def release(
@@ -302,112 +285,11 @@ class DjangoSagaStorage(SagaStorage):
         grace: float | None = None,
         saga: str | None = None,
     ) -> list[Claim]:
+        connection = self._connection
         if lease is not None:
-            self.refuse_transaction()
-        claims: list[Claim] = []
-        read: dict[Source, list[Claim | None]] = {}
-        found = dict.fromkeys(self._sources(saga), 0)
-        left = list(found)
-        random.shuffle(left)  # there may be more of them than the limit
-        while left and len(claims) < limit:
-            share = -(-(limit - len(claims)) // len(left))
-            for source in tuple(left):
-                most = min(share, limit - len(claims), source.most - found[source])
-                if not most:
-                    left.remove(source)
-                    continue
-                if lease is not None or grace is not None:
-                    rows = self._due(source, most, driver, lease, grace)
-                else:  # what is only read would be met again by the next statement
-                    if source not in read:
-                        read[source] = self._due(source, limit, driver, lease, grace)
-                    rows = read[source][found[source] :][:most]
-                # What cannot be read is claimed too, so others come instead.
-                claims += filter(None, rows)
-                found[source] += len(rows)
-                if len(rows) < most:
-                    left.remove(source)
-        return oldest_first(claims)
-
-    def _sources(self, only: str | None) -> list[Source]:
-        """The sagas, and the keys of limits, of which something is due."""
-        connection = self._connection
-        sql, found = sql_of(connection), []
-        with translated(connection), connection.cursor() as cursor:
-            cursor.execute(sql.sagas, ())  # for its %%
-            for saga, is_due, limit_key in cursor.fetchall():
-                if only not in (None, saga):
-                    continue
-                if is_due:
-                    found.append(Source(saga))
-                if limit_key is not None:
-                    cursor.execute(sql.keys, (saga,) * sql.keys.count("%s"))
-                    found += sources_of(saga, cursor.fetchall())
-        return found
-
-    def _due(
-        self,
-        source: Source,
-        limit: int,
-        driver: str,
-        lease: float | None,
-        grace: float | None,
-    ) -> list[Claim | None]:
-        connection = self._connection
-        sql = sql_of(connection)
-        saga, key, waits, _ = source
-        due, which = sql.due, (saga, saga, limit)
-        if key is not None:
-            due, which = sql.due_placed, (saga, key, limit)
-        if waits:
-            due = sql.due_unplaced
-        if waits and lease is not None:
-            return self._acquire_due(connection, due, which, (lease, driver))
-        take = (sql.take, (lease, driver))
-        change, times = (sql.leave_alone, (grace, 10 * (grace or 0))) if lease is None else take
+            refuse_transaction(connection)
         with translated(connection):
-            if lease is None and grace is None:
-                return self._read_due(connection, due, which)
-            if sql.dialect.returns_updates:
-                # Materialized, or the planner may run the sub-select again and claim more.
-                update = (
-                    f"WITH due AS MATERIALIZED ({due}) UPDATE {EXECUTIONS} SET {change} "
-                    "WHERE id IN (SELECT id FROM due)"
-                )
-                return self._rows(f"{update} RETURNING {sql.row}", (*which, *times))
-            with transaction.atomic(using=self.alias):
-                with connection.cursor() as cursor:
-                    cursor.execute(due, which)
-                    ids = [id for (id,) in cursor.fetchall()]
-                if not ids:
-                    return []
-                marks = ", ".join(["%s"] * len(ids))
-                update = f"UPDATE {EXECUTIONS} SET {change} WHERE id IN ({marks})"
-                return self._take(connection, update, (*times, *ids), ids)
-
-    def _acquire_due(
-        self,
-        connection: BaseDatabaseWrapper,
-        due: str,
-        which: tuple[Any, ...],
-        lease: tuple[float, str],
-    ) -> list[Claim | None]:
-        """Lease those that waited longest for a place, each with one."""
-        claims: list[Claim | None] = []
-        with translated(connection):
-            for claim in filter(None, self._read_due(connection, due, which)):
-                try:
-                    claims += self._acquire_place(connection, claim, lease)
-                except SagaLimitReached:
-                    break
-        return claims
-
-    def _read_due(
-        self, connection: BaseDatabaseWrapper, due: str, which: tuple[Any, ...]
-    ) -> list[Claim | None]:
-        sql = sql_of(connection)
-        query = due.replace("SELECT id", f"SELECT {sql.row}")
-        return self._rows(query.replace(sql.dialect.skip_locked, ""), which)
+            return claim_due(connection, limit, Terms(driver, lease, grace), saga)
 
     def next_waiting(self, saga: str, limit_key: str, limit: int) -> list[UUID]:
         connection = self._connection
@@ -493,34 +375,6 @@ class DjangoSagaStorage(SagaStorage):
         if not leased:
             execution.lease_until = None
         return execution
-
-    def _take(
-        self,
-        connection: BaseDatabaseWrapper,
-        update: str,
-        params: Sequence[Any],
-        ids: Sequence[Any],
-    ) -> list[Claim | None]:
-        """Run an UPDATE and read the rows that it changed."""
-        sql = sql_of(connection)
-        if sql.dialect.returns_updates:
-            return self._rows(f"{update} RETURNING {sql.row}", params)
-        with transaction.atomic(using=self.alias):
-            with connection.cursor() as cursor:
-                cursor.execute(update, params)
-                if not cursor.rowcount:
-                    return []
-            marks = ", ".join(["%s"] * len(ids))
-            query = f"SELECT {sql.row} FROM {EXECUTIONS} WHERE id IN ({marks})"
-            return self._rows(query, [uuid_of(id, connection) for id in ids])
-
-    def _rows(self, query: str, params: Sequence[Any]) -> list[Claim | None]:
-        """What the query finds; None for each row that cannot be read."""
-        try:
-            rows = SagaExecution.objects.using(self.alias).raw(query, tuple(params))
-            return [claim_of(row) for row in rows]
-        except DataError as error:
-            raise SagaError(f"What is stored cannot be read, was it edited? {error}") from error
 
 
 _TRIES = 5  # to acquire what is released again and again

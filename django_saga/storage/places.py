@@ -1,13 +1,13 @@
-"""Places of sagas that limit how many run at once, and from whom recovery takes in turn."""
+"""New executions, and the places of sagas that limit how many run at once."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from django.db import (
@@ -19,7 +19,8 @@ from django.db import (
 from django_saga import registry
 from django_saga.exceptions import SagaLimitReached
 from django_saga.limits import reached
-from django_saga.storage.base import Checkpoint, Creation
+from django_saga.storage.base import Checkpoint, Claim, Creation
+from django_saga.storage.reading import take
 from django_saga.storage.writing import (
     creation_of,
     fetch,
@@ -34,23 +35,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DUPLICATE_KEY = 1062  # MariaDB's; the others skip duplicates by themselves
-
-
-class Source(NamedTuple):
-    """Where executions that are due are taken from, in turn."""
-
-    saga: str
-    key: str | None = None  # of a limit
-    waits: bool = False  # for a place
-    most: int = sys.maxsize
-
-
-def sources_of(saga: str, keys: Iterable[tuple[str, bool, bool, int]]) -> Iterator[Source]:
-    for key, is_due, waits, running in keys:
-        if is_due:
-            yield Source(saga, key)
-        if waits and (free := free_places(saga, running)):
-            yield Source(saga, key, True, free)
 
 
 def free_places(saga: str, running: int) -> int:
@@ -111,6 +95,21 @@ def with_place(
                 raise
             if (tries := tries + 1) == _FASTER:
                 raise
+
+
+def acquire_place(
+    connection: BaseDatabaseWrapper, claim: Claim, lease: tuple[float, str]
+) -> list[Claim | None]:
+    assert claim.limit_key is not None
+    update, pk = sql_of(connection).acquire_place, uuid_of(claim.id, connection)
+
+    def use(place: int | None) -> list[Claim | None]:
+        return take(connection, update, (*lease, place, pk), [claim.id])
+
+    try:
+        return with_place(connection, claim.saga, claim.limit_key, use)
+    except SagaLimitReached as full:
+        raise SagaLimitReached(f"Saga {claim.saga} {claim.id} waits: {full}.") from None
 
 
 def store_all(

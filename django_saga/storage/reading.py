@@ -3,18 +3,49 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from django.db import DataError, transaction
+
+from django_saga.exceptions import SagaError
 from django_saga.models import SagaExecution
 from django_saga.storage.base import Claim
-from django_saga.storage.writing import to_utc
+from django_saga.storage.sql import EXECUTIONS
+from django_saga.storage.writing import sql_of, to_utc, uuid_of
 from django_saga.texts import told
 
 if TYPE_CHECKING:
-    pass
+    from django.db.backends.base.base import BaseDatabaseWrapper
 
 logger = logging.getLogger("django_saga.storage")
+
+
+def rows(connection: BaseDatabaseWrapper, query: str, params: Sequence[Any]) -> list[Claim | None]:
+    """What the query finds; None for each row that cannot be read."""
+    try:
+        found = SagaExecution.objects.using(connection.alias).raw(query, tuple(params))
+        return [claim_of(row) for row in found]
+    except DataError as error:
+        raise SagaError(f"What is stored cannot be read, was it edited? {error}") from error
+
+
+def take(
+    connection: BaseDatabaseWrapper, update: str, params: Sequence[Any], ids: Sequence[Any]
+) -> list[Claim | None]:
+    """Run an UPDATE and read the rows that it changed."""
+    sql = sql_of(connection)
+    if sql.dialect.returns_updates:
+        return rows(connection, f"{update} RETURNING {sql.row}", params)
+    with transaction.atomic(using=connection.alias):
+        with connection.cursor() as cursor:
+            cursor.execute(update, params)
+            if not cursor.rowcount:
+                return []
+        marks = ", ".join(["%s"] * len(ids))
+        query = f"SELECT {sql.row} FROM {EXECUTIONS} WHERE id IN ({marks})"
+        return rows(connection, query, [uuid_of(id, connection) for id in ids])
 
 
 def claim_of(row: SagaExecution) -> Claim | None:
@@ -65,7 +96,3 @@ def is_held(claim: Claim) -> bool:
     """Whether its lease lasts still; a past one does not keep an execution from being paused."""
     until = claim.execution.lease_until if claim.execution else None
     return until is not None and until > claim.at
-
-
-def oldest_first(claims: list[Claim]) -> list[Claim]:
-    return sorted(claims, key=lambda claim: claim.execution.created_at)  # type: ignore[union-attr]
