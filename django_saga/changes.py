@@ -1,10 +1,14 @@
-"""What a step changed in the context, as its record keeps it."""
+"""What a step changed in the context, as its record keeps it, and what a person changes there."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
+from typing import Any
 
 import msgspec
+
+from django_saga.exceptions import InvalidContext
 
 LARGEST = 2_000  # bytes of a value that is kept
 
@@ -27,6 +31,52 @@ def changes(before: str, after: str, sensitive: Collection[str] = ()) -> str:
 def unknown_fields(context: str, known: str) -> list[str]:
     """The fields of a context that this one, which is known to be right, has not."""
     return sorted(_fields(context).keys() - _fields(known).keys())
+
+
+def unmasked(text: str, stored: str, sensitive: Collection[str] = ()) -> str:
+    """The JSON that somebody made of a masked context; what was left masked stays as stored.
+
+    Raises InvalidContext where it is no JSON, or has a mask where nothing was masked.
+    """
+    from django.utils.translation import gettext as _
+
+    from django_saga.masking import MASK, mask_json
+
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidContext(_("This is no JSON: %(error)s.") % {"error": error}) from error
+    if MASK not in text:
+        return text
+    plain, masked = _parsed(stored), _parsed(mask_json(stored, sensitive))
+    whole = json.dumps(_filled(given, masked, plain))
+    if MASK in whole and MASK not in stored:
+        raise InvalidContext(_("There is a mask where nothing was masked; give the value itself."))
+    return whole
+
+
+def _parsed(context: str) -> Any:
+    try:
+        return json.loads(context)
+    except (ValueError, RecursionError):
+        return None  # its row was edited, and all of it is to be given
+
+
+def _filled(given: Any, masked: Any, stored: Any) -> Any:
+    if given == masked:
+        return stored
+    match given, masked, stored:
+        case dict(), dict(), dict():
+            names = dict(zip(masked, stored, strict=False))  # a name may be masked, too
+            return {
+                names.get(name, name): _filled(value, masked[name], stored[names[name]])
+                if name in masked
+                else value
+                for name, value in given.items()
+            }
+        case list(), list(), list() if len(given) == len(masked):  # or which is which is not known
+            return [_filled(*three) for three in zip(given, masked, stored, strict=True)]
+    return given
 
 
 def _fields(context: str) -> dict[str, msgspec.Raw]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from django_saga import (
     interventions,
 )
 from django_saga.backends import Backend
+from django_saga.masking import MASK, mask_json
 from django_saga.models import SagaAuditEntry, SagaExecution, SagaFailureGroup, SagaStepRecord
 from django_saga.operations import (
     VERBS,
@@ -56,6 +58,7 @@ from tests.operated import (
     driven_trip,
     due_trip,
     failed_trip,
+    guarded_trip,
     halted_trip,
     lost_trip,
     pending_trip,
@@ -641,6 +644,17 @@ def test_a_context_that_does_not_fit_is_refused(context: str) -> None:
     with pytest.raises(SagaError):
         edit_context(execution.pk, context, reason="a typo")
     assert execution_values(reread(execution)) == execution_values(execution)
+
+
+def test_a_mask_that_is_left_keeps_the_secret_that_it_stands_for() -> None:
+    guarded = guarded_trip()
+    shown = json.loads(mask_json(guarded.context, {"passport"}))
+    assert shown["passport"] == MASK
+    edit_context(guarded.pk, json.dumps(shown | {"traveller": "Grace"}), reason="a typo")
+    stored = json.loads(reread(guarded).context)
+    assert (stored["traveller"], stored["passport"]) == ("Grace", "P-4711-0815")
+    with pytest.raises(InvalidContext, match="There is a mask where nothing was masked"):
+        edit_context(guarded.pk, json.dumps(stored | {"traveller": MASK}), reason="a typo")
 
 
 def test_a_saga_says_whether_its_context_may_be_edited(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from django.contrib.auth.models import Permission, User
 from django.core.management import CommandError, call_command
 
 from django_saga.doctor import report
+from django_saga.masking import MASK
 from django_saga.models import (
     SagaAuditEntry,
     SagaExecution,
@@ -281,6 +282,18 @@ def test_a_context_is_edited_from_a_file_where_the_saga_allows_it(
     answer("edit-context", due.pk, "-", "--reason", "typo")
     assert '"Mary"' in SagaExecution.objects.get(pk=due.pk).context
     assert "cannot be read" in usage("edit-context", due.pk, tmp_path / "none", "--reason", "x")
+
+
+def test_what_is_shown_of_a_context_can_be_edited_and_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    guarded = guarded_trip()
+    shown = answer("show", guarded.pk, "--context")["context"]
+    assert shown["passport"] == MASK
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(shown | {"traveller": "Grace"})))
+    answer("edit-context", guarded.pk, "-", "--reason", "typo")
+    stored = json.loads(SagaExecution.objects.get(pk=guarded.pk).context)
+    assert (stored["traveller"], stored["passport"]) == ("Grace", "P-4711-0815")
 
 
 def test_several_are_done_and_one_that_is_refused_makes_the_exit_status_1() -> None:

@@ -12,8 +12,9 @@ from django.utils.translation import gettext as _
 
 from django_saga import registry
 from django_saga.admin.formats import pretty
+from django_saga.changes import unmasked
 from django_saga.exceptions import InvalidContext, SagaError
-from django_saga.masking import MASK, mask_json
+from django_saga.masking import mask_json
 from django_saga.models import SagaAuditEntry, SagaExecution, SagaStepRecord
 from django_saga.texts import told
 
@@ -127,36 +128,10 @@ def edited(execution: SagaExecution, text: str) -> str:
     nothing was masked; SagaError where the code knows the saga no more.
     """
     codec = registry.find_saga(execution.saga).definition.codec
-    try:
-        given = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidContext(_("This is no JSON: %(error)s.") % {"error": error}) from error
-    masked = _fields(mask_json(execution.context, codec.sensitive))
-    whole = json.dumps(_unmasked(given, masked, _fields(execution.context)))
-    if MASK in whole and MASK not in execution.context:
-        raise InvalidContext(_("There is a mask where nothing was masked; give the value itself."))
+    whole = unmasked(text, execution.context, codec.sensitive)
     try:
         codec.decode(whole)
     except InvalidContext as error:
         facts = {"type": codec.context_type.__qualname__, "error": told(error.__cause__ or error)}
         raise InvalidContext(_("This is no %(type)s: %(error)s") % facts) from error
     return whole
-
-
-def _unmasked(given: Any, masked: Any, stored: Any) -> Any:
-    if given == masked:
-        return stored
-    match given, masked, stored:
-        case dict(), dict(), dict():
-            names = dict(zip(masked, stored, strict=False))  # a name may be masked, too
-            return {
-                names.get(name, name): _unmasked(value, masked[name], stored[names[name]])
-                if name in masked
-                else value
-                for name, value in given.items()
-            }
-        case list(), list(), list() if len(given) == len(
-            masked
-        ):  # else nobody knows which is which
-            return [_unmasked(*three) for three in zip(given, masked, stored, strict=True)]
-    return given

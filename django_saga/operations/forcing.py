@@ -7,7 +7,7 @@ from typing import Unpack
 from uuid import UUID
 
 from django_saga import interventions, registry
-from django_saga.changes import changes, unknown_fields
+from django_saga.changes import changes, unknown_fields, unmasked
 from django_saga.conf import conf
 from django_saga.exceptions import InvalidContext, SagaError
 from django_saga.machine import State, StepRules, Transition
@@ -52,8 +52,9 @@ def mark_done(saga_id: UUID | str, step: str, **asked: Unpack[Asked]) -> SagaExe
 def edit_context(saga_id: UUID | str, context: str, **asked: Unpack[Asked]) -> SagaExecution:
     """Put another context, as JSON, in the place of the stored one.
 
-    Raises InvalidContext where it does not fit the saga's type, and SagaError where the saga does
-    not allow it (``Saga.context_editable``).
+    Where it has a mask that stands for a secret of the stored one, it keeps that. Raises
+    InvalidContext where it does not fit the saga's type, or has a mask anywhere else, and SagaError
+    where the saga does not allow it (``Saga.context_editable``).
     """
 
     def work(execution: SagaExecution, storage: DjangoSagaStorage, entry: SagaAuditEntry) -> UUID:
@@ -61,9 +62,9 @@ def edit_context(saga_id: UUID | str, context: str, **asked: Unpack[Asked]) -> S
         if not saga.context_editable:
             raise SagaError(f"Saga {saga.name} does not allow it: its context_editable is False.")
         codec = saga.definition.codec
-        given = codec.decode(context)
-        encoded = codec.encode(given, limit=conf.CONTEXT_LIMIT)
-        if unknown := unknown_fields(context, encoded):  # a slip; it would be dropped in silence
+        whole = unmasked(context, execution.context, codec.sensitive)
+        encoded = codec.encode(codec.decode(whole), limit=conf.CONTEXT_LIMIT)
+        if unknown := unknown_fields(whole, encoded):  # a slip; it would be dropped in silence
             raise InvalidContext(f"The context of {saga.name} has no {', '.join(unknown)}.")
         entry.detail = changes(execution.context, encoded, codec.sensitive)
 
