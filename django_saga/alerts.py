@@ -143,7 +143,8 @@ def _audible(ids: Iterable[str]) -> list[SagaFailureGroup]:
 
 def _words(group: SagaFailureGroup) -> str:
     said = f": {group.message}" if group.message else ""
-    return f"{group.error_type} in {group.action} of {group.step}, saga {group.saga}{said}"
+    where = f"in {group.action} of {group.step}" if group.step else "between two steps"
+    return f"{group.error_type} {where}, saga {group.saga}{said}"
 
 
 def _group_page(group: SagaFailureGroup) -> str:

@@ -200,8 +200,15 @@ def test_an_interrupted_saga_is_driven_on_and_its_lost_attempt_is_recorded(
 
 
 def test_nothing_due_is_no_fault() -> None:
-    stored(sagas.Plain, driver="at:work", lease=3600.0)
     assert run() == "Nothing was due.\n"
+
+
+def test_who_has_just_killed_a_driver_is_told_of_its_lease() -> None:
+    until = row(stored(sagas.Plain, driver="at:work", lease=3600.0)).lease_until
+    assert run() == (
+        "Nothing was due.\n1 execution under a lease: driven now, or due once that is over, at "
+        f"{until:%H:%M:%S} UTC at the latest.\n"
+    )
 
 
 @pytest.mark.parametrize("alias", ["default", "sqlite"])

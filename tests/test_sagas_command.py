@@ -10,6 +10,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,11 @@ from django_saga.models import (
     SagaStepRecord,
 )
 from django_saga.operations import VERBS, pause
+from django_saga.storage import DjangoSagaStorage
 from tests.conftest import ROOT
 from tests.operated import (
     WORLD,
+    Trip,
     TripSaga,
     changed,
     completed_trip,
@@ -294,6 +297,14 @@ def test_what_is_shown_of_a_context_can_be_edited_and_given_back(
     answer("edit-context", guarded.pk, "-", "--reason", "typo")
     stored = json.loads(SagaExecution.objects.get(pk=guarded.pk).context)
     assert (stored["traveller"], stored["passport"]) == ("Grace", "P-4711-0815")
+
+
+def test_what_failed_between_two_steps_is_told_so() -> None:
+    trip = TripSaga(storage=DjangoSagaStorage())
+    with suppress(KeyError), trip.transaction(Trip()) as transaction:
+        for _ in transaction:
+            raise KeyError("mine")
+    assert "between two steps of tests.TripSaga" in said("groups")
 
 
 def test_several_are_done_and_one_that_is_refused_makes_the_exit_status_1() -> None:

@@ -67,6 +67,8 @@ class Shown:
     def where(self) -> str:
         """What failed, in words."""
         words = {"saga": self.group.saga, "step": self.group.step}
+        if not self.group.step:
+            return _("between two steps of %(saga)s") % words
         if self.group.action == SagaStepRecord.Action.COMPENSATE:
             return _("while compensating %(step)s of %(saga)s") % words
         return _("in %(step)s of %(saga)s") % words

@@ -103,7 +103,8 @@ def _record(record: Document) -> str:
 def _groups(document: Document) -> Iterator[str]:
     for group in document["groups"]:
         count = f"{group['count']}+" if group["count_is_more"] else group["count"]
-        where = f"{group['action']} of {group['saga']} {group['step']}"
+        what = f"{group['action']} of" if group["step"] else "between two steps of"
+        where = f"{what} {group['saga']} {group['step']}".rstrip()
         error = f"{group['error_type']}: {group['message']}"
         known = "" if group["outcome"] == "FAILED" else f"outcome {group['outcome']}"
         yield _line(count, group["id"], where, error, group["frame"], known)

@@ -75,8 +75,8 @@ def _workers(queue: Any) -> Iterator[Finding]:
     if not workers:
         what = _("No worker listens to the queue %(queue)s; %(waiting)s jobs wait there.") % facts
         todo = _(
-            "Start one: manage.py rqworker %(queue)s --job-class django_saga.rq.SagaJob "
-            "--serializer rq.serializers.JSONSerializer"
+            "Start one: manage.py rqworker %(queue)s --with-scheduler "
+            "--job-class django_saga.rq.SagaJob --serializer rq.serializers.JSONSerializer"
         )
         yield Finding("workers", "error", what, todo % facts)
         return

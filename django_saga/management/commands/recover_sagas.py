@@ -16,18 +16,21 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, close_old_connections
+from django.db.models import Count, Max
 
 from django_saga import batches, registry
 from django_saga.alerts import attended
 from django_saga.backends import get_backend
 from django_saga.conf import conf
 from django_saga.exceptions import SagaError, StorageUnavailable
-from django_saga.machine import Status
+from django_saga.machine import ACTIVE, Status
+from django_saga.models import SagaExecution
 from django_saga.recovery import Recovered, sweep
 from django_saga.saga import default_storage
 from django_saga.stopping import Stop, told_to_stop
 from django_saga.storage.base import Claim
 from django_saga.texts import told
+from django_saga.verdicts import DatabaseNow
 
 logger = logging.getLogger("django_saga.recovery")
 
@@ -117,6 +120,20 @@ class Command(BaseCommand):
         self._print_summary(tally)
         if tally.faults:
             raise CommandError("\n".join(tally.faults))
+        if not (tally.recovered or tally.items or self.options["json"]):
+            self._tell_of_leases()
+
+    def _tell_of_leases(self) -> None:
+        """Who has just killed a driver looks here, and nothing is due before its lease is over."""
+        rows = SagaExecution.objects.using(default_storage().alias)
+        leased = rows.filter(status__in=ACTIVE, lease_until__gt=DatabaseNow())
+        found = leased.aggregate(count=Count("pk"), last=Max("lease_until"))
+        if found["count"]:
+            self._print(
+                f"{_executions(found['count'])} under a lease: driven now, or due once that is "
+                f"over, at {found['last']:%H:%M:%S} UTC at the latest.",
+                verbosity=1,
+            )
 
     def _watch(self, seconds: float) -> None:
         with told_to_stop() as stop:
