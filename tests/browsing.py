@@ -15,7 +15,7 @@ from django.test import Client
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-OpenPage = Callable[[], AbstractContextManager["Page"]]
+OpenPage = Callable[..., AbstractContextManager["Page"]]
 
 
 @contextmanager
@@ -25,12 +25,10 @@ def logged_in(open_page: OpenPage, url: str, user: User, **options: Any) -> Iter
     client = Client()
     client.force_login(user)
     cookie = client.cookies[settings.SESSION_COOKIE_NAME].value
-    with open_page() as first:
-        browser = first.context.browser
-        assert browser is not None
-        context = browser.new_context(base_url=url, **options)
-        context.add_cookies([{"name": settings.SESSION_COOKIE_NAME, "value": cookie, "url": url}])
-        page = context.new_page()
+    with open_page(base_url=url, **options) as page:
+        page.context.add_cookies(
+            [{"name": settings.SESSION_COOKIE_NAME, "value": cookie, "url": url}]
+        )
         refused: list[str] = []
         page.on("console", lambda said: refused.append(f"{said.text} {said.location}"))
         page.on("pageerror", lambda error: refused.append(str(error)))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import shutil
@@ -7,7 +8,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 import pytest
@@ -17,6 +18,7 @@ from django.test.utils import setup_databases, teardown_databases
 from tests.settings import DATABASE_URLS, DATABASES
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser as PlaywrightBrowser
     from playwright.sync_api import Page
     from pytest_django import DjangoDbBlocker
 
@@ -106,24 +108,51 @@ def chromium() -> str:
     return found
 
 
-@pytest.fixture
-def open_page(chromium: str) -> Callable[[], AbstractContextManager[Page]]:
-    """Opens a page in a new browser for one ``with`` block, and fails if the page broke its
-    Content-Security-Policy. Playwright runs an event loop in this thread meanwhile: touch the
-    database, or run a saga, before or after the block."""
-    from playwright.sync_api import sync_playwright
+class Browser:
+    """A browser that stays open between tests, and opens pages."""
+
+    def __init__(self, browser: PlaywrightBrowser) -> None:
+        self._browser = browser
+        self.loop = asyncio.get_running_loop()
+        asyncio._set_running_loop(None)
 
     @contextmanager
-    def opened() -> Iterator[Page]:
+    def at_work(self) -> Iterator[PlaywrightBrowser]:
+        """Playwright's event loop counts as running in this thread for one ``with`` block only:
+        Django refuses to touch a database beside one."""
+        asyncio._set_running_loop(self.loop)
+        try:
+            yield self._browser
+        finally:
+            asyncio._set_running_loop(None)
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator[Browser]:
+    """One for all tests of a module: to start it takes longer than most of them."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_ARGUMENTS)
+        browser = Browser(launched)
+        yield browser
+        asyncio._set_running_loop(browser.loop)  # until Playwright has stopped it
+        launched.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Callable[..., AbstractContextManager[Page]]:
+    """Opens a page that knows nothing of earlier ones, for one ``with`` block, and fails if it
+    broke its Content-Security-Policy; options go to the browser's context. Playwright runs an event
+    loop in this thread meanwhile: touch the database, or run a saga, before or after the block."""
+
+    @contextmanager
+    def opened(**options: Any) -> Iterator[Page]:
         messages: list[str] = []
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_ARGUMENTS)
-            try:
-                page = browser.new_page()
-                page.on("console", lambda message: messages.append(message.text))
-                yield page
-            finally:
-                browser.close()
+        with browser.at_work() as launched, launched.new_context(**options) as context:
+            page = context.new_page()
+            page.on("console", lambda message: messages.append(message.text))
+            yield page
         assert not [text for text in messages if "Content Security Policy" in text]
 
     return opened

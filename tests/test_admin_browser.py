@@ -13,7 +13,7 @@ from django.contrib.auth.models import User
 from django_saga import batches
 from django_saga.models import SagaAuditEntry, SagaExecution
 from django_saga.operations import RETRY
-from tests.browsing import expect_text, in_a_thread, logged_in, press_to
+from tests.browsing import OpenPage, expect_text, in_a_thread, logged_in, press_to
 from tests.operated import WORLD, completed_trip, driven_trip, failed_trip, lost_trip, stuck_trip
 
 if TYPE_CHECKING:
@@ -36,9 +36,7 @@ def _world() -> Iterator[None]:
 
 
 @pytest.fixture
-def operate(
-    open_page: Callable[[], AbstractContextManager[Page]], live_server: LiveServer
-) -> Opened:
+def operate(open_page: OpenPage, live_server: LiveServer) -> Opened:
     """Opens a page for an operator who is logged in; options go to the browser's context."""
 
     def opened(**options: Any) -> AbstractContextManager[Page]:

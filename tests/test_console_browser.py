@@ -15,7 +15,7 @@ from django.contrib.auth.models import Permission, User
 from django_saga import Retry, Saga, SagaContext, SagaError, SagaStepHandler, batches
 from django_saga.models import SagaAuditEntry, SagaExecution, SagaStepRecord
 from django_saga.storage import DjangoSagaStorage
-from tests.browsing import expect_text, in_a_thread, logged_in, press_to, walk_to
+from tests.browsing import OpenPage, expect_text, in_a_thread, logged_in, press_to, walk_to
 from tests.operated import WORLD
 from tests.screens import addresses, seed
 
@@ -102,9 +102,7 @@ def _world() -> Iterator[None]:
 
 
 @pytest.fixture
-def operate(
-    open_page: Callable[[], AbstractContextManager[Page]], live_server: LiveServer
-) -> Opened:
+def operate(open_page: OpenPage, live_server: LiveServer) -> Opened:
     """Opens a page for a user who is logged in; options go to the browser's context."""
 
     def opened(user: User, **options: Any) -> AbstractContextManager[Page]:
