@@ -43,6 +43,15 @@ def expect_text(page: Page, where: str, text: str) -> None:
     expect(page.locator(where)).to_contain_text(text)
 
 
+SCHEMES = ("light", "dark")
+
+
+def wear(page: Page, scheme: Any) -> None:
+    """Have the page wear a theme, and be done with changing its clothes."""
+    page.emulate_media(color_scheme=scheme)
+    page.evaluate("document.getAnimations().forEach(each => each.finish())")
+
+
 LOOK = """element => {
   const style = getComputedStyle(element);
   return [style.outline, style.textDecoration, style.color, style.backgroundColor,
