@@ -36,6 +36,7 @@ from tests.faults.victims import Victim
 
 LEASE = 3.0  # seconds; short, but no pause of a busy machine
 LEASES = 3  # how long a long step takes at least, counted in leases
+DATABASES = ("default", "sqlite")
 TRIES = 5  # in vain, at least, once its first lease would have run out
 
 __all__ = ["drive"]  # called by name, so that a process that drives knows these sagas
@@ -194,23 +195,31 @@ class Wanted:
         return rows.annotate(now=Now()).get(pk=self.victim.id)
 
 
-Begin = Callable[..., Wanted]
+Begin = Callable[..., "list[Wanted]"]
 
 
-@pytest.fixture(params=["default", "sqlite"])
-def begin(
-    request: pytest.FixtureRequest,
-    nurseries: Callable[..., Nursery],
-    ledger: Ledger,
-    settings: Any,
-) -> Iterator[Begin]:
-    """Has a process drive the saga around a step, up to that."""
+@pytest.fixture
+def begin(nurseries: Callable[..., Nursery], ledger: Ledger, settings: Any) -> Iterator[Begin]:
+    """Has processes drive the saga around a step, up to that: one on each of the databases, so that
+    one wait does for both."""
     settings.DJANGO_SAGA = {"LEASE": LEASE}  # of the recoverer
-    nursery = nurseries(request.param, RECOVER_WITH=json.dumps(settings.DJANGO_SAGA))
     begun: list[Wanted] = []
 
-    def begin(step: type[SagaStepHandler[Any]], runner: str, without: str = "") -> Wanted:
-        victim = Victim(nursery, request.param, ledger)
+    def begin(
+        step: type[SagaStepHandler[Any]],
+        runner: str,
+        without: str = "",
+        databases: Sequence[str] = DATABASES,
+    ) -> list[Wanted]:
+        several = [begin_on(database, step, runner, without) for database in databases]
+        begun.extend(several)
+        return several
+
+    def begin_on(
+        database: str, step: type[SagaStepHandler[Any]], runner: str, without: str
+    ) -> Wanted:
+        nursery = nurseries(database, RECOVER_WITH=json.dumps(settings.DJANGO_SAGA))
+        victim = Victim(nursery, database, ledger)
         child = nursery.start(
             f"{__name__}.drive",
             saga=SAGAS[step].name,
@@ -220,9 +229,7 @@ def begin(
             queue=f"faults-{victim.id}",
             without=without,
         )
-        wanted = Wanted(victim, child, request.param, gate(ledger.address, victim.id))
-        begun.append(wanted)
-        return wanted
+        return Wanted(victim, child, database, gate(ledger.address, victim.id))
 
     yield begin
     for wanted in begun:
@@ -243,12 +250,15 @@ def want_all(several: Sequence[Wanted]) -> None:
     wait_for(are_over)
 
 
+@pytest.mark.parametrize("database", DATABASES)  # not both at once: these steps work
 def test_nobody_gets_a_saga_in_a_long_step_whatever_that_does(
-    begin: Begin, full: bool, size: Size, figure: Callable[..., None]
+    begin: Begin, database: str, full: bool, size: Size, figure: Callable[..., None]
 ) -> None:
     for _ in range(size("long_steps", everyday=1, full_run=10)):
         for some in FULL if full else EVERYDAY:
-            several = [begin(step, runner) for step, runner in some]
+            several = [
+                one for step, runner in some for one in begin(step, runner, databases=[database])
+            ]
             want_all(several)
             assert not [wrong for one in several for wrong in one.judge()]
             assert all(one.tries >= TRIES for one in several)
@@ -260,7 +270,7 @@ def test_nobody_gets_a_saga_whose_step_hangs_until_its_timeout_ends_that(
     begin: Begin, figure: Callable[..., None]
 ) -> None:
     """It does under an event loop, and in the main thread."""
-    several = [begin(step, runner) for step, runner in HANGING]
+    several = [one for step, runner in HANGING for one in begin(step, runner)]
     want_all(several)
     assert not [wrong for one in several for wrong in one.judge()]
     assert all(one.tries for one in several), "the timeout came before its lease was past"
@@ -271,22 +281,23 @@ def test_a_saga_is_taken_over_after_the_timeout_of_a_step_that_nothing_can_end(
     begin: Begin, figure: Callable[..., None]
 ) -> None:
     """In a thread that is not the main one; what comes of it in the end is not written any more."""
-    one = begin(ShortlyLimited, "async")
-    want_all([one])
-    assert one.was_taken
-    assert one.victim.has_ended
-    stored = one.victim.stored
-    assert one.let_end() == GAVE_UP[LeaseLost]
-    assert one.victim.stored == stored
-    assert not one.victim.wrongs
-    acts = [call.key for call in one.victim.entries if call.step == ShortlyLimited.name]
-    assert acts == [f"{one.victim.id}:{ShortlyLimited.name}:act"] * 2
-    figure("long steps", taken_over_after_a_timeout=1, wrongs=0)
+    several = begin(ShortlyLimited, "async")
+    want_all(several)
+    for one in several:
+        assert one.was_taken
+        assert one.victim.has_ended
+        stored = one.victim.stored
+        assert one.let_end() == GAVE_UP[LeaseLost]
+        assert one.victim.stored == stored
+        assert not one.victim.wrongs
+        acts = [call.key for call in one.victim.entries if call.step == ShortlyLimited.name]
+        assert acts == [f"{one.victim.id}:{ShortlyLimited.name}:act"] * 2
+    figure("long steps", taken_over_after_a_timeout=len(several), wrongs=0)
 
 
 def test_canary_without_the_keeper_it_is_seen(begin: Begin) -> None:
     rule = "a long steps lease is renewed"
-    several = [begin(step, "sync", rule) for step in (Long, AsyncLong)]
+    several = [one for step in (Long, AsyncLong) for one in begin(step, "sync", rule)]
     want_all(several)
     for one in several:
         found = one.judge()
