@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,25 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return shop_environment(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def demo_of_nothing(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The folder of a demo that was run once, and what it said."""
+    home = tmp_path_factory.mktemp("demo")
+    return home, manage(shop_environment(home), "demo")
+
+
+@pytest.fixture
+def shown(
+    demo_of_nothing: tuple[Path, subprocess.CompletedProcess[str]], environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """What the demo said that was run once in this environment."""
+    home, done = demo_of_nothing
+    shutil.copytree(home, Path(environment["SHOP_LEDGER"]).parent, dirs_exist_ok=True)
+    return done
+
+
 def attempts(output: str, order: int) -> list[tuple[str, ...]]:
     """Step, action, attempt and outcome of each line of the last timeline of an order."""
     part = re.split(r"^Order \d+ .*\n", output, flags=re.MULTILINE)[order]
@@ -95,11 +114,10 @@ def attempts(output: str, order: int) -> list[tuple[str, ...]]:
 
 
 def test_the_demo_completes_fails_and_recovers_an_order_each_time_that_it_is_run(
-    environment: dict[str, str],
+    environment: dict[str, str], shown: subprocess.CompletedProcess[str]
 ) -> None:
     """From nothing, and again on what the first run left: nothing is lost, nothing doubled."""
-    for run in range(2):
-        done = manage(environment, "demo")
+    for run, done in enumerate((shown, manage(environment, "demo"))):
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stderr == ""
         first = 3 * run + 1
@@ -136,10 +154,10 @@ def test_the_demo_completes_fails_and_recovers_an_order_each_time_that_it_is_run
 
 
 def test_the_demo_says_so_and_exits_1_where_its_proof_does_not_hold(
-    environment: dict[str, str],
+    environment: dict[str, str], shown: subprocess.CompletedProcess[str]
 ) -> None:
     """A payment that was taken twice, and a booking that got lost, are both found."""
-    assert manage(environment, "demo").returncode == 0
+    assert shown.returncode == 0
     lines = ledger(environment)
     charge = next(line for line in lines if line["verb"] == "charge")
     booking = next(line for line in lines if line["verb"] == "book" and line["order"] == 3)
@@ -179,41 +197,56 @@ def test_a_port_that_is_taken_is_told_before_anything_is_done(environment: dict[
     assert not Path(environment["DATABASE_URL"].removeprefix("sqlite:///")).exists()
 
 
-# Runs or recovers an order and kills itself: before or after a handler does its work, or once
-# that is recorded.
+# Runs or recovers orders, each in a fork that kills itself: before or after a handler does its
+# work, or once that is recorded. Prints how each ended.
 DOOMED = """
-import os, signal, sys
+import json, os, signal, sys, traceback
 import django
 django.setup()
-from django_saga import SagaFailed, recover_saga
+from django_saga import recover_saga
 from django_saga.signals import step_compensated, step_completed
 from testproject.shop import sagas
 from testproject.shop.models import Order
 
-def die(*args, **kwargs):
+def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
-def die_if_recorded(record, **kwargs):
-    if when == "recorded" and (record.step, record.action) == (step, action):
-        die()
+def drive(order, moment):
+    step, action, when = moment.split(".")
+    work = getattr(getattr(sagas, step), action)
 
-def doomed(handler, context):
-    if when == "before":
-        die()
-    work(handler, context)
-    if when == "after":
-        die()
+    def doomed(handler, context):
+        if when == "before":
+            die()
+        work(handler, context)
+        if when == "after":
+            die()
 
-verb, order, (step, action, when) = sys.argv[1], sys.argv[2], sys.argv[3].split(".")
-work = getattr(getattr(sagas, step), action)
-setattr(getattr(sagas, step), action, doomed)
-step_completed.connect(die_if_recorded)
-step_compensated.connect(die_if_recorded)
-order = Order.objects.get(pk=order)
-if verb == "recover":
-    recover_saga(order.saga_id)
-else:
-    sagas.OrderSaga().run(sagas.OrderContext.of(order), saga_id=order.saga_id)
+    def die_if_recorded(record, **kwargs):
+        if when == "recorded" and (record.step, record.action) == (step, action):
+            die()
+
+    setattr(getattr(sagas, step), action, doomed)
+    step_completed.connect(die_if_recorded)
+    step_compensated.connect(die_if_recorded)
+    order = Order.objects.get(pk=order)
+    if verb == "recover":
+        recover_saga(order.saga_id)
+    else:
+        sagas.OrderSaga().run(sagas.OrderContext.of(order), saga_id=order.saga_id)
+
+def ended(order, moment):
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    try:
+        drive(order, moment)
+    except BaseException:
+        traceback.print_exc()
+    os._exit(1)
+
+verb, orders = sys.argv[1], json.loads(sys.argv[2])
+print(json.dumps([ended(*each) for each in orders]))
 """
 FORWARD = [
     f"{step}.act.{when}"
@@ -238,14 +271,20 @@ def services(tmp_path: Path) -> Iterator[Services]:
 @pytest.fixture
 def doom(
     transactional_db: None, child_environment: dict[str, str], services: Services
-) -> Callable[[str, Order, str], int]:
-    """Starts a process that runs or recovers an order until it dies; returns its exit status."""
+) -> Callable[..., list[int]]:
+    """Has processes run or recover orders until they die, each at its moment; the exit statuses."""
     ours = {"SHOP_SERVICES_URL": services.url, "SAGA_LEASE": str(LEASE)}
 
-    def doom(verb: str, order: Order, moment: str) -> int:
-        command = [sys.executable, "-c", DOOMED, verb, str(order.pk), moment]
-        environment = {**child_environment, **ours}
-        return subprocess.run(command, cwd=ROOT, env=environment, timeout=PATIENCE).returncode
+    def doom(verb: str, *orders: tuple[Order, str]) -> list[int]:
+        named = json.dumps([(order.pk, moment) for order, moment in orders])
+        done = subprocess.run(
+            [sys.executable, "-c", DOOMED, verb, named],
+            cwd=ROOT,
+            env={**child_environment, **ours},
+            stdout=subprocess.PIPE,
+            timeout=PATIENCE,
+        )
+        return json.loads(done.stdout)  # type: ignore[no-any-return]
 
     return doom
 
@@ -272,13 +311,12 @@ def place(services: Services, moment: str) -> Order:
 
 
 def test_kill_9_at_any_moment_of_an_order_loses_and_doubles_nothing(
-    doom: Callable[[str, Order, str], int], recover: Callable[[], None], services: Services
+    doom: Callable[..., list[int]], recover: Callable[[], None], services: Services
 ) -> None:
     """Each effect stands exactly once, or all of the order is undone."""
     moments = [*FORWARD, *BACKWARD]
     orders = [place(services, moment) for moment in moments]
-    with ThreadPoolExecutor(4) as pool:
-        assert set(pool.map(doom, ["run"] * len(orders), orders, moments)) == {-9}
+    assert doom("run", *zip(orders, moments, strict=True)) == [-9] * len(orders)
     ended = SagaExecution.objects.exclude(finished_at=None).values_list("id", flat=True)
     by_moment = dict(zip(moments, orders, strict=True))
     assert set(ended) == {by_moment[moment].saga_id for moment in ENDED}
@@ -300,14 +338,14 @@ def test_kill_9_at_any_moment_of_an_order_loses_and_doubles_nothing(
 
 
 def test_a_recovery_that_is_killed_as_well_is_recovered_from(
-    doom: Callable[[str, Order, str], int], recover: Callable[[], None], services: Services
+    doom: Callable[..., list[int]], recover: Callable[[], None], services: Services
 ) -> None:
     """The service took the money for the lost attempts once."""
     order = place(services, "ChargeCard.act.after")
-    assert doom("run", order, "ChargeCard.act.after") == -9
+    assert doom("run", (order, "ChargeCard.act.after")) == [-9]
     rows = SagaExecution.objects.filter(pk=order.saga_id)
     wait_for(lambda: rows.filter(lease_until__lte=Now()).exists())
-    assert doom("recover", order, "ChargeCard.act.after") == -9
+    assert doom("recover", (order, "ChargeCard.act.after")) == [-9]
 
     recover()
 
