@@ -26,7 +26,10 @@ from django_saga.texts import shown
 def check_settings(
     app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
-    """E001 unknown key, E002 unusable value, E003 no usable backend, E008 no queue, W001 USE_TZ."""
+    """E001 unknown key, E002 unusable value, E003 no usable backend, E008 no queue.
+
+    W001 USE_TZ, W004 a link's place that nothing fills in.
+    """
     found: list[CheckMessage] = []
     given = getattr(settings, "DJANGO_SAGA", None) or {}
     if not isinstance(given, dict):
@@ -77,20 +80,20 @@ def _check_queues() -> list[CheckMessage]:
 
 
 def _check_links() -> list[CheckMessage]:
-    from django_saga.admin.links import PLACES, is_usable
+    from django_saga.admin.links import PLACES, is_usable, unknown_places
 
     places = ", ".join(f"{{{place}}}" for place in PLACES)
     hint = f"Give a label and an http or https address, in which {places} are filled in."
     links = conf.LINKS if isinstance(conf.LINKS, (list, tuple)) else [conf.LINKS]
-    return [
-        Error(
-            f"DJANGO_SAGA['LINKS'] has {shown(link)}, which is no link.",
-            hint=hint,
-            id="django_saga.E002",
-        )
-        for link in links
-        if not is_usable(link)
-    ]
+    found: list[CheckMessage] = []
+    for link in links:
+        said = f"DJANGO_SAGA['LINKS'] has {shown(link)}"
+        if not is_usable(link):
+            found.append(Error(f"{said}, which is no link.", hint=hint, id="django_saga.E002"))
+        elif unknown := ", ".join(unknown_places(link)):
+            what = f"{said}, in which nothing fills in {unknown}."
+            found.append(Warning(what, hint=hint, id="django_saga.W004"))
+    return found
 
 
 def _lacks_rq() -> bool:

@@ -507,6 +507,8 @@ def test_links_lead_out_with_quoted_values_and_to_web_pages_only(
     ]
     assert len(errors) == 4
     assert "javascript:alert" in errors[0]
+    (warning,) = [w.msg for w in run_checks(tags=["django_saga"]) if w.id == "django_saga.W004"]
+    assert warning.endswith("&x={other}'), in which nothing fills in other.")
 
 
 # Live

@@ -31,6 +31,14 @@ def is_usable(link: object) -> bool:
     return False
 
 
+def unknown_places(link: object) -> list[str]:
+    """What looks in its address as if it were filled in, and is not."""
+    match link:
+        case [_label, str(address)]:
+            return sorted(set(re.findall(r"\{(\w+)\}", address)) - {*PLACES})
+    return []
+
+
 _WEB = re.compile(r"https?://[^\s/{}]", re.IGNORECASE)
 
 
