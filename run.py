@@ -82,15 +82,15 @@ def in_halves(command: "list[str]") -> int:
     print("Beside these run and are reported at the end: " + ", ".join(HALF), flush=True)
     with tempfile.TemporaryFile() as said:
         processes = [
-            subprocess.Popen(command + half, stdout=file, stderr=file, start_new_session=True)
+            subprocess.Popen(command + half, stdout=file, stderr=file)
             for half, file in zip(HALVES, (None, said), strict=True)
         ]
 
-        def pass_on(number: int, _: object) -> None:  # a terminal's Ctrl-C comes here alone
+        def pass_on(number: int, _: object) -> None:
             for process in processes:
                 process.send_signal(number)
 
-        signal.signal(signal.SIGINT, pass_on)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches both by itself
         signal.signal(signal.SIGTERM, pass_on)
         ended = [process.wait() for process in processes]
         said.seek(0)

@@ -36,7 +36,8 @@ def enqueue_many(
     except InvalidContext:
         raise  # it says so
     except Exception as error:
-        error.add_note(f"Before that, {len(stored)} executions of saga {saga.name} were stored.")
+        what = f"{len(stored)} executions of saga {saga.name} were stored"
+        error.add_note(f"Before that, {what}; in a transaction of yours, once it commits.")
         raise
     return stored
 

@@ -36,7 +36,7 @@ def unknown_fields(context: str, known: str) -> list[str]:
 def unmasked(text: str, stored: str, sensitive: Collection[str] = ()) -> str:
     """The JSON that somebody made of a masked context; what was left masked stays as stored.
 
-    Raises InvalidContext where it is no JSON, or has a mask where nothing was masked.
+    Raises InvalidContext where it is no JSON, or has a mask and it is not known for what.
     """
     from django.utils.translation import gettext as _
 
@@ -44,15 +44,19 @@ def unmasked(text: str, stored: str, sensitive: Collection[str] = ()) -> str:
 
     try:
         given = json.loads(text)
+        if MASK not in json.dumps(given):
+            return text
+        plain, masked = _parsed(stored), _parsed(mask_json(stored, sensitive))
+        return json.dumps(_filled(given, masked, plain))
+    except _StrayMask:
+        why = _("There is a mask where nothing was masked; give the value itself.")
+        raise InvalidContext(why) from None
     except (ValueError, RecursionError) as error:
         raise InvalidContext(_("This is no JSON: %(error)s.") % {"error": error}) from error
-    if MASK not in text:
-        return text
-    plain, masked = _parsed(stored), _parsed(mask_json(stored, sensitive))
-    whole = json.dumps(_filled(given, masked, plain))
-    if MASK in whole and MASK not in stored:
-        raise InvalidContext(_("There is a mask where nothing was masked; give the value itself."))
-    return whole
+
+
+class _StrayMask(Exception):
+    """A mask of which nobody knows what it stands for."""
 
 
 def _parsed(context: str) -> Any:
@@ -63,20 +67,35 @@ def _parsed(context: str) -> Any:
 
 
 def _filled(given: Any, masked: Any, stored: Any) -> Any:
-    if given == masked:
+    if _same(given, masked):
         return stored
     match given, masked, stored:
-        case dict(), dict(), dict():
-            names = dict(zip(masked, stored, strict=False))  # a name may be masked, too
+        # Two names may look alike with a mask; then nobody knows which is which.
+        case dict(), dict(), dict() if len(masked) == len(stored):
+            names = dict(zip(masked, stored, strict=True))
             return {
-                names.get(name, name): _filled(value, masked[name], stored[names[name]])
-                if name in masked
-                else value
+                names[name] if name in names else _unmasked(name): _filled(
+                    value, masked.get(name), stored.get(names.get(name))
+                )
                 for name, value in given.items()
             }
-        case list(), list(), list() if len(given) == len(masked):  # or which is which is not known
-            return [_filled(*three) for three in zip(given, masked, stored, strict=True)]
-    return given
+        # In another order, or changed, an item may be another than the one that stands there.
+        case list(), list(), list() if len(given) == len(masked):
+            each = zip(given, masked, stored, strict=True)
+            return [was if _same(now, mask) else _unmasked(now) for now, mask, was in each]
+    return _unmasked(given)
+
+
+def _same(one: Any, other: Any) -> bool:
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
+def _unmasked(value: Any) -> Any:
+    from django_saga.masking import MASK
+
+    if MASK in json.dumps(value):
+        raise _StrayMask
+    return value
 
 
 def _fields(context: str) -> dict[str, msgspec.Raw]:

@@ -176,17 +176,11 @@ def _value_at(text: str, at: int, key: str) -> tuple[int, int]:
     if quoted := _QUOTED.match(text, at):
         return quoted.span("body")
     if opening := _OPENING.match(text, at):
-        end = _closing(text, opening)
-        return at, end + _bare(text, end)
+        return at, _closing(text, opening)
     if "cookie" in key.lower() and (rest := _REST_OF_LINE.match(text, at)):
         return at, rest.end()
-    return at, at + _bare(text, at)
-
-
-def _bare(text: str, at: int) -> int:
-    """How long a value without quotes is."""
     bare = _BARE.match(text, at)
-    return len(bare[0].rstrip(",.:)]}>")) if bare else 0
+    return (at, at + len(bare[0].rstrip(",.:)]}>"))) if bare else (at, at)
 
 
 def _closing(text: str, opening: re.Match[str]) -> int:

@@ -17,9 +17,8 @@ from typing import Any, Unpack
 from uuid import UUID
 
 from django.db import (
+    DatabaseError,
     IntegrityError,
-    OperationalError,
-    ProgrammingError,
     connections,
     transaction,
 )
@@ -328,7 +327,7 @@ def _changing(alias: str) -> Iterator[Execute]:
         with transaction.atomic(using=alias, durable=True):
             execute(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'")
             yield execute
-    except (OperationalError, ProgrammingError) as error:
+    except DatabaseError as error:
         why = _BUSY.get(getattr(error.__cause__, "sqlstate", ""))
         if why is None:
             raise
@@ -341,4 +340,6 @@ _BUSY = {
     "42P01": "were changed by somebody else just now",  # undefined_table
     "42P07": "were changed by somebody else just now",  # duplicate_table
     "42710": "were changed by somebody else just now",  # duplicate_object
+    "42704": "were changed by somebody else just now",  # undefined_object
+    "23505": "were changed by somebody else just now",  # of PostgreSQL's own catalogue
 }

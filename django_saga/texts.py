@@ -27,15 +27,20 @@ def traced(error: BaseException, secrets: Iterable[str] = ()) -> str:
 
     Logs get this text rather than ``exc_info``, which would print the message as it is.
     """
-    if _is_chained(error):
-        return _masked("".join(traceback.format_exception(error))[-MOST:], secrets)
-    said = "".join(traceback.format_exception_only(error))[-MOST:]
+    secrets = tuple(secrets)
+    try:
+        if _is_chained(error):
+            return _masked("".join(traceback.format_exception(error))[-MOST:], secrets)
+        said = "".join(traceback.format_exception_only(error))[-MOST:]
+    except Exception as unspeakable:
+        return f"(no traceback: telling it raised {type(unspeakable).__qualname__})"
     return _masked_frames(error.__traceback__, secrets) + _masked(said, secrets)
 
 
 def _is_chained(error: BaseException) -> bool:
-    told_with = error.__cause__ or (not error.__suppress_context__ and error.__context__)
-    return bool(told_with) or isinstance(error, BaseExceptionGroup)
+    context = None if error.__suppress_context__ else error.__context__
+    told_with = error.__cause__ is not None or context is not None
+    return told_with or isinstance(error, BaseExceptionGroup)
 
 
 def _masked_frames(trace: TracebackType | None, secrets: Iterable[str]) -> str:
@@ -44,13 +49,19 @@ def _masked_frames(trace: TracebackType | None, secrets: Iterable[str]) -> str:
 
     if trace is None:
         return ""
-    where = tuple((at.tb_frame.f_code, at.tb_lasti) for at in _each(trace))
-    if where not in _FRAMES:
-        if len(_FRAMES) == _REMEMBERED:
-            _FRAMES.clear()
+    steps = list(_each(trace))
+    where = tuple((id(step.tb_frame.f_code), step.tb_lasti) for step in steps)
+    known = _FRAMES.get(where)
+    if known is None:
         told = "".join(traceback.format_tb(trace))[-MOST:]
-        _FRAMES[where] = mask_text(f"Traceback (most recent call last):\n{told}")
-    return mask_known(_FRAMES[where], secrets)
+        text = mask_text(f"Traceback (most recent call last):\n{told}")
+        # With its code, so that no other can have its id; equal code may be of another file.
+        known = text, [step.tb_frame.f_code for step in steps]
+        if len(_FRAMES) >= _REMEMBERED:
+            _FRAMES.clear()
+        if len(steps) <= _DEEPEST:
+            _FRAMES[where] = known
+    return mask_known(known[0], secrets)
 
 
 def _each(trace: TracebackType | None) -> Iterator[TracebackType]:
@@ -59,8 +70,8 @@ def _each(trace: TracebackType | None) -> Iterator[TracebackType]:
         trace = trace.tb_next
 
 
-_REMEMBERED = 256
-_FRAMES: dict[tuple[tuple[CodeType, int], ...], str] = {}
+_REMEMBERED, _DEEPEST = 256, 60  # places, and frames of one
+_FRAMES: dict[tuple[tuple[int, int], ...], tuple[str, list[CodeType]]] = {}
 
 
 def _masked(text: str, secrets: Iterable[str]) -> str:

@@ -26,6 +26,7 @@ from django_saga import (
     interventions,
 )
 from django_saga.backends import Backend
+from django_saga.changes import unmasked
 from django_saga.masking import MASK, mask_json
 from django_saga.models import SagaAuditEntry, SagaExecution, SagaFailureGroup, SagaStepRecord
 from django_saga.operations import (
@@ -655,6 +656,50 @@ def test_a_mask_that_is_left_keeps_the_secret_that_it_stands_for() -> None:
     assert (stored["traveller"], stored["passport"]) == ("Grace", "P-4711-0815")
     with pytest.raises(InvalidContext, match="There is a mask where nothing was masked"):
         edit_context(guarded.pk, json.dumps(stored | {"traveller": MASK}), reason="a typo")
+
+
+MASKED = [
+    ('{"a": "%s", "b": 2}', '{"a": "s3cret", "b": 2}'),  # as it is shown
+    ('{"a": "\\u002a%s", "b": 3}', '{"a": "s3cret", "b": 3}'),  # one star of it escaped
+    ('{"a": "%s", "b": true}', '{"a": "s3cret", "b": true}'),  # which equals 1, and is not
+    ('{"a": "%s", "c": "%s"}', None),  # nothing is masked there
+    ('{"%s": 1}', None),
+    ('{"a": ["%s"]}', None),
+]
+
+
+@pytest.mark.parametrize(("given", "whole"), MASKED)
+def test_a_mask_stands_for_what_it_was_shown_for_and_for_nothing_else(
+    given: str, whole: str | None
+) -> None:
+    stars = MASK[1:] if "u002a" in given else MASK
+    text, stored = given.replace("%s", stars), '{"a": "s3cret", "b": 1}'
+    if whole is None:
+        with pytest.raises(InvalidContext, match="a mask where nothing was masked"):
+            unmasked(text, stored, {"a"})
+    else:
+        assert json.loads(unmasked(text, stored, {"a"})) == json.loads(whole)
+
+
+def test_an_item_of_a_list_keeps_its_secret_only_where_it_is_as_it_was() -> None:
+    stored = json.dumps({"to": [{"who": "ann", "iban": "DE1"}, {"who": "bob", "iban": "DE2"}]})
+    shown = json.loads(mask_json(stored))
+    ann, bob = shown["to"]
+    assert ann["iban"] == bob["iban"] == MASK
+    new = {"who": "cy", "iban": "DE3"}
+    kept = json.loads(unmasked(json.dumps({"to": [ann, new]}), stored))
+    assert kept["to"] == [{"who": "ann", "iban": "DE1"}, new]
+    for to in ([bob, ann], [ann], [ann, bob | {"who": "eve"}]):
+        with pytest.raises(InvalidContext):
+            unmasked(json.dumps({"to": to}), stored)
+
+
+def test_what_is_refused_does_not_quote_the_secret_that_a_mask_stood_for() -> None:
+    guarded = guarded_trip()
+    text = json.dumps({"traveller": 7, "seen": [], "passport": MASK})
+    with pytest.raises(InvalidContext) as refused:
+        edit_context(guarded.pk, text, reason="a typo")
+    assert "P-4711" not in str(refused.value)
 
 
 def test_a_saga_says_whether_its_context_may_be_edited(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from django_saga import registry
 from django_saga.admin.formats import pretty
 from django_saga.changes import unmasked
 from django_saga.exceptions import InvalidContext, SagaError
-from django_saga.masking import mask_json
+from django_saga.masking import mask_json, sensitive_values
 from django_saga.models import SagaAuditEntry, SagaExecution, SagaStepRecord
 from django_saga.texts import told
 
@@ -132,6 +132,8 @@ def edited(execution: SagaExecution, text: str) -> str:
     try:
         codec.decode(whole)
     except InvalidContext as error:
-        facts = {"type": codec.context_type.__qualname__, "error": told(error.__cause__ or error)}
+        secrets = sensitive_values(execution.context, codec.sensitive)  # it may quote them
+        why = told(error.__cause__ or error, secrets)
+        facts = {"type": codec.context_type.__qualname__, "error": why}
         raise InvalidContext(_("This is no %(type)s: %(error)s") % facts) from error
     return whole

@@ -11,6 +11,7 @@ from django_saga.changes import changes, unknown_fields, unmasked
 from django_saga.conf import conf
 from django_saga.exceptions import InvalidContext, SagaError
 from django_saga.machine import State, StepRules, Transition
+from django_saga.masking import sensitive_values
 from django_saga.models import SagaAuditEntry, SagaExecution
 from django_saga.operations.asking import Asked, reason_of, who
 from django_saga.operations.executing import change, name, operate
@@ -25,6 +26,7 @@ from django_saga.operations.verbs import (
 )
 from django_saga.storage import DjangoSagaStorage
 from django_saga.storage.base import Claim
+from django_saga.texts import told
 from django_saga.verdicts import DatabaseNow
 
 
@@ -63,7 +65,11 @@ def edit_context(saga_id: UUID | str, context: str, **asked: Unpack[Asked]) -> S
             raise SagaError(f"Saga {saga.name} does not allow it: its context_editable is False.")
         codec = saga.definition.codec
         whole = unmasked(context, execution.context, codec.sensitive)
-        encoded = codec.encode(codec.decode(whole), limit=conf.CONTEXT_LIMIT)
+        try:
+            encoded = codec.encode(codec.decode(whole), limit=conf.CONTEXT_LIMIT)
+        except InvalidContext as error:  # which may quote what was masked
+            secrets = sensitive_values(execution.context, codec.sensitive)
+            raise InvalidContext(told(error, secrets)) from error
         if unknown := unknown_fields(whole, encoded):  # a slip; it would be dropped in silence
             raise InvalidContext(f"The context of {saga.name} has no {', '.join(unknown)}.")
         entry.detail = changes(execution.context, encoded, codec.sensitive)

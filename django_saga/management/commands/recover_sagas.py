@@ -126,12 +126,15 @@ class Command(BaseCommand):
     def _tell_of_leases(self) -> None:
         """Who has just killed a driver looks here, and nothing is due before its lease is over."""
         rows = SagaExecution.objects.using(default_storage().alias)
+        if self.options["saga"]:
+            rows = rows.filter(saga=self.options["saga"])
         leased = rows.filter(status__in=ACTIVE, lease_until__gt=DatabaseNow())
-        found = leased.aggregate(count=Count("pk"), last=Max("lease_until"))
+        found = leased.aggregate(count=Count("pk"), last=Max("lease_until"), now=Max(DatabaseNow()))
         if found["count"]:
+            seconds = (found["last"] - found["now"]).total_seconds()
             self._print(
                 f"{_executions(found['count'])} under a lease: driven now, or due once that is "
-                f"over, at {found['last']:%H:%M:%S} UTC at the latest.",
+                f"over, in {seconds:.0f} s at the latest.",
                 verbosity=1,
             )
 
