@@ -50,8 +50,7 @@ from django_saga.models import SagaExecution
 from django_saga.operations import executing, retrying
 from django_saga.recovery import sweep
 from django_saga.rq import ENTRY_POINT, SagaJob, run_saga
-from django_saga.storage import DjangoSagaStorage
-from django_saga.storage import django as django_storage
+from django_saga.storage import DjangoSagaStorage, reading
 from tests.faults.options import Size
 
 pytestmark = pytest.mark.usefixtures("committing_databases")
@@ -805,10 +804,10 @@ def trust_rows(patch: pytest.MonkeyPatch) -> None:
 
 
 def stop_at_what_cannot_be_read(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(django_storage, "claim_of", lambda row: row.state and read(row))
+    patch.setattr(reading, "claim_of", lambda row: row.state and read(row))
 
 
-read = django_storage.claim_of
+read = reading.claim_of
 
 
 def trust_jobs(patch: pytest.MonkeyPatch) -> None:
