@@ -14,10 +14,8 @@ import hashlib
 import importlib.util
 import os
 import platform
-import signal
 import subprocess
 import sys
-import tempfile
 import venv
 from pathlib import Path
 
@@ -42,9 +40,6 @@ COMMANDS = {
     "bench": (BENCH, ["-m", "benchmarks"]),
     "python": (TOOLS, []),
 }
-# All tests take as long as the longer of two halves, side by side: much of it is waiting.
-HALF = ["tests/faults", "tests/test_hostile_text.py"]
-HALVES = (["--ignore=" + path for path in HALF], HALF)
 
 
 def fingerprint() -> str:
@@ -77,27 +72,6 @@ def make_environment() -> None:
     venv.EnvBuilder(clear=not fits, symlinks=os.name != "nt").create(str(VENV))
 
 
-def in_halves(command: "list[str]") -> int:
-    """Run both, each with servers of its own; the second has its say at the end."""
-    print("Beside these run and are reported at the end: " + ", ".join(HALF), flush=True)
-    with tempfile.TemporaryFile() as said:
-        processes = [
-            subprocess.Popen(command + half, stdout=file, stderr=file)
-            for half, file in zip(HALVES, (None, said), strict=True)
-        ]
-
-        def pass_on(number: int, _: object) -> None:
-            for process in processes:
-                process.send_signal(number)
-
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches both by itself
-        signal.signal(signal.SIGTERM, pass_on)
-        ended = [process.wait() for process in processes]
-        said.seek(0)
-        sys.stdout.buffer.write(said.read())
-    return next(filter(None, ended), 0)
-
-
 def main(arguments: "list[str]") -> None:
     if not arguments or arguments[0] not in COMMANDS:
         sys.exit(__doc__)
@@ -107,10 +81,6 @@ def main(arguments: "list[str]") -> None:
     prepare(arguments[0], requirements)
     os.chdir(str(ROOT))
     command = [str(PYTHON), *start, *arguments[1:]]
-    # A server that is named would serve both halves, and some tests want it for themselves.
-    named = [name for name in ("DATABASE_URL", "REDIS_URL") if name in os.environ]
-    if arguments == ["tests"] and not named and os.name != "nt":
-        sys.exit(in_halves(command))
     if os.name == "nt":  # where exec would give the terminal back at once
         sys.exit(subprocess.call(command))
     os.execv(command[0], command)
