@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sqlite3
 import threading
 import time
@@ -49,7 +50,7 @@ from django_saga.machine import (
     Transition,
 )
 from django_saga.models import SagaExecution, SagaStepRecord, new_id
-from django_saga.storage import DjangoSagaStorage, MemorySagaStorage, SagaStorage
+from django_saga.storage import DjangoSagaStorage, MemorySagaStorage, SagaStorage, reading
 from django_saga.storage.base import Checkpoint, Claim, Creation, Saved
 from django_saga.storage.sql import EXECUTIONS, RECORDS
 from tests.steps import Calls, Log, make_step, raises
@@ -1421,6 +1422,22 @@ def test_what_cannot_be_read_takes_no_others_place_among_those_that_are_due(
     assert ids(database.due(2, saga=saga, **{how: 60.0})) == ids(others)[:2]
     assert f"{spoilt.id} cannot be read: " in caplog.text
     rows.delete()
+
+
+def test_a_statement_that_failed_leaves_no_open_cursor_to_the_garbage_collector() -> None:
+    """Whose thread may hold the lock that another waits for, with the connection in its hands."""
+    connection = connections["sqlite"]
+    gc.disable()
+    try:
+        with pytest.raises(IntegrityError):
+            reading.rows(connection, f"INSERT INTO {EXECUTIONS} DEFAULT VALUES RETURNING *", ())
+        cursors = [one for one in gc.get_objects() if isinstance(one, sqlite3.Cursor)]
+        assert cursors
+        for cursor in cursors:
+            with pytest.raises(sqlite3.ProgrammingError, match="closed cursor"):
+                cursor.fetchone()
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("column", ["created_at", "updated_at"])

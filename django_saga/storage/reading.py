@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +25,33 @@ logger = logging.getLogger("django_saga.storage")
 def rows(connection: BaseDatabaseWrapper, query: str, params: Sequence[Any]) -> list[Claim | None]:
     """What the query finds; None for each row that cannot be read."""
     try:
-        found = SagaExecution.objects.using(connection.alias).raw(query, tuple(params))
-        return [claim_of(row) for row in found]
+        # Not raw(): it reads row by row, and on SQLite nobody else can write meanwhile; and it
+        # leaves the cursor of what failed to the garbage collector, which, run by the thread that
+        # writes, waits there for the thread that waits for it.
+        with connection.cursor() as cursor:
+            cursor.execute(query, params)
+            found = cursor.fetchall()
+            columns = [column[0] for column in cursor.description]
+        return [claim_of(row) for row in executions(connection, columns, found)]
     except DataError as error:
         raise SagaError(f"What is stored cannot be read, was it edited? {error}") from error
+
+
+def executions(
+    connection: BaseDatabaseWrapper, columns: Sequence[str], found: Sequence[Sequence[Any]]
+) -> Iterator[SagaExecution]:
+    """Models of rows; what else was asked for is an attribute, as the database returned it."""
+    fields = SagaExecution._meta.concrete_fields
+    names = [field.attname for field in fields]
+    places = [columns.index(field.column) for field in fields]
+    asked = [place for place in range(len(columns)) if place not in places]
+    compiler = SagaExecution.objects.using(connection.alias).query.get_compiler(connection.alias)
+    converters = compiler.get_converters([field.cached_col for field in fields])
+    stored = ([row[place] for place in places] for row in found)
+    for row, values in zip(found, compiler.apply_converters(stored, converters), strict=True):
+        execution = SagaExecution.from_db(connection.alias, names, values)
+        vars(execution).update((columns[place], row[place]) for place in asked)
+        yield execution
 
 
 def take(
