@@ -41,6 +41,11 @@ COMMANDS = {
     "python": (TOOLS, []),
 }
 
+# All tests run in several processes, with servers of their own each: where one is named it would
+# serve them all, and some tests want it for themselves.
+SIDE_BY_SIDE = ["--numprocesses", "auto", "--dist", "loadfile", "--no-loadscope-reorder"]
+SERVERS = {"DATABASE_URL", "REDIS_URL"}
+
 
 def fingerprint() -> str:
     """Changes with whatever makes an installed environment unfit."""
@@ -80,6 +85,8 @@ def main(arguments: "list[str]") -> None:
     requirements, start = COMMANDS[arguments[0]]
     prepare(arguments[0], requirements)
     os.chdir(str(ROOT))
+    if arguments == ["tests"] and not SERVERS.intersection(os.environ):
+        start = [*start, *SIDE_BY_SIDE]
     command = [str(PYTHON), *start, *arguments[1:]]
     if os.name == "nt":  # where exec would give the terminal back at once
         sys.exit(subprocess.call(command))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import platform
 import shutil
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 import pytest
+from django.apps import apps
 from django.db import connections
 from django.test.utils import setup_databases, teardown_databases
 
@@ -79,13 +81,11 @@ def committing_databases(
 ) -> Iterator[None]:
     """Every database, without a transaction around the test; emptied once, after the module. So a
     test that wants it may not count on being alone."""
-    from django_saga.models import SagaExecution, SagaStepRecord
-
     with django_db_blocker.unblock():
         yield
-        for alias in connections:
-            SagaStepRecord.objects.using(alias).all().delete()
-            SagaExecution.objects.using(alias).all().delete()
+        for model in apps.get_app_config("django_saga").get_models():
+            for alias in connections:
+                model._base_manager.using(alias).all().delete()
         connections.close_all()
 
 
@@ -101,11 +101,23 @@ def storage(request: pytest.FixtureRequest) -> SagaStorage:
 def chromium() -> str:
     """The path of a Chromium, installed on Debian if need be. Without one the tests that want it
     are not run, and the summary names them; under CI=true they fail."""
-    found = os.environ.get("CHROMIUM") or which_chromium() or install_chromium()
+    with only_process():
+        found = os.environ.get("CHROMIUM") or which_chromium() or install_chromium()
     if found is None:
         give_up = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
         give_up("no Chromium: install one, or name its path in CHROMIUM")
     return found
+
+
+@contextmanager
+def only_process() -> Iterator[None]:
+    """Of those that run this tree's tests: no two may install at once."""
+    tree = os.open(ROOT, os.O_RDONLY)
+    try:
+        fcntl.flock(tree, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(tree)
 
 
 class Browser:

@@ -2,8 +2,8 @@
 
 A pytest plugin, loaded with ``-p`` so that the URLs are set before Django reads its settings.
 PostgreSQL (``DATABASE_URL``) and Redis (``REDIS_URL``) come from wheels, listen on Unix sockets
-only and end with the run. MariaDB (``MARIADB_URL``) is used where one answers. Processes that
-tests start find the same servers in their environment.
+only and end with the run; under pytest-xdist each process has its own. MariaDB (``MARIADB_URL``)
+is used where one answers. Processes that tests start find the same servers in their environment.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 from urllib.parse import quote
 
 import psycopg
@@ -31,6 +32,7 @@ from testproject.databases import database
 STARTED = ExitStack()
 OWNER = os.getpid()
 SOURCES: dict[str, str] = {}
+PRIVATE = "SAGA_PRIVATE_SERVERS"  # the variables that name what this process started
 NO_MARIADB = "not run: MariaDB contract tests (no server)"
 START_SECONDS = 30
 REDIS_SOCKET = "redis.sock"
@@ -52,6 +54,23 @@ def pytest_unconfigure() -> None:
     stop()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Iterator[Any]:
+    return sendable((yield))
+
+
+def sendable(value: Any) -> Any:
+    """What pytest-xdist can pass on: some tests print what UTF-8 has no bytes for."""
+    match value:
+        case str():
+            return value.encode(errors="backslashreplace").decode()
+        case dict():
+            return {name: sendable(of) for name, of in value.items()}
+        case list() | tuple():
+            return type(value)(map(sendable, value))
+    return value
+
+
 def pytest_report_header() -> list[str]:
     lines = ["servers: " + ", ".join(f"{name} ({source})" for name, source in SOURCES.items())]
     return lines if "MariaDB" in SOURCES else [*lines, NO_MARIADB]
@@ -68,6 +87,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def start() -> None:
+    if beside_others():
+        for variable in os.environ.pop(PRIVATE, "").split():
+            del os.environ[variable]
+    before = set(os.environ)
     home = Path(STARTED.enter_context(TemporaryDirectory(prefix="saga-")))
     os.environ.setdefault("SQLITE_URL", f"sqlite:///{quote(str(home / 'saga.sqlite3'))}")
     for name, variable, private in (
@@ -80,6 +103,13 @@ def start() -> None:
     if not os.environ["DATABASE_URL"].startswith(("postgres:", "postgresql:")):
         raise pytest.UsageError("DATABASE_URL must name a PostgreSQL server, or be unset.")
     find_mariadb()
+    if not beside_others():
+        os.environ[PRIVATE] = " ".join(set(os.environ) - before)
+
+
+def beside_others() -> bool:
+    """Whether this is one of several processes that test side by side, for one that tests not."""
+    return "PYTEST_XDIST_WORKER" in os.environ
 
 
 def stop() -> None:

@@ -188,10 +188,10 @@ BAD: list[tuple[Any, Any]] = [
     (Line, {"sku": "a", "price": "1"}),
     (Line, Line("a", "1.0")),  # type: ignore[arg-type]
     (Line, Line("a", Decimal(1), "now")),  # type: ignore[arg-type]
-    (Any, object()),
-    (Any, lambda: None),
+    (Any, object),
+    (Any, len),
     (Any, 1j),
-    (dict[str, Any], {"a": object()}),
+    (dict[str, Any], {"a": object}),
 ]
 
 

@@ -200,7 +200,8 @@ def test_every_statement_about_one_execution_looks_into_one_partition() -> None:
                 plan = "\n".join(line for (line,) in cursor.fetchall())
             for table in (EXECUTIONS, RECORDS):
                 names = re.findall(
-                    rf"(?:Seq|Heap|Index|Only) Scan(?: using \S+)? on ({table}_\w+)", plan
+                    rf"(?:Seq|Heap|(?<!Bitmap )Index|Only) Scan(?: using \S+)? on ({table}_\w+)",
+                    plan,
                 )
                 assert len(set(names)) <= 1, plan
                 seen += len(set(names))

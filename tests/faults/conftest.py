@@ -13,7 +13,7 @@ from django.db import connections
 from tests.faults.children import Nursery, wait_for
 from tests.faults.fleets import Fleet
 from tests.faults.ledger import Ledger
-from tests.faults.options import FIGURES, Figures, Size
+from tests.faults.options import FIGURES, Figures, Size, add
 from tests.faults.redis_server import RedisServer
 from tests.faults.victims import Victim
 
@@ -47,11 +47,7 @@ def figure(request: pytest.FixtureRequest) -> Callable[..., None]:
     """Adds to what the battery reports: ``figure("kill", points=12, violations=0)``."""
     figures: Figures = request.config.stash[FIGURES]
 
-    def add(battery: str, **numbers: float) -> None:
-        for name, number in numbers.items():
-            figures[battery][name] += number
-
-    return add
+    return lambda battery, **numbers: add(figures, battery, numbers)
 
 
 @pytest.fixture(scope="session")

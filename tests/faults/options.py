@@ -10,9 +10,10 @@ import os
 import platform
 import random
 from collections import defaultdict
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 
@@ -36,6 +37,25 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.seed is None:
         config.option.seed = random.SystemRandom().randrange(10**9)
     config.stash[FIGURES] = defaultdict(lambda: defaultdict(float))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    config = session.config
+    if hasattr(config, "workeroutput"):  # of one of pytest-xdist's processes
+        figures = config.stash[FIGURES]
+        config.workeroutput["figures"] = {name: dict(of) for name, of in figures.items()}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    figures = node.config.stash[FIGURES]
+    for battery, numbers in getattr(node, "workeroutput", {}).get("figures", {}).items():
+        add(figures, battery, numbers)
+
+
+def add(figures: Figures, battery: str, numbers: Mapping[str, float]) -> None:
+    for name, number in numbers.items():
+        figures[battery][name] += number
 
 
 def pytest_report_header(config: pytest.Config) -> str:

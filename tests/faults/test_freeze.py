@@ -117,7 +117,7 @@ def test_a_driver_that_was_frozen_at_any_statement_and_taken_over_writes_nothing
     dice: random.Random,
     figure: Callable[..., None],
 ) -> None:
-    step = size("freeze_every", everyday=6, full_run=1)
+    step = size("freeze_every", everyday=10, full_run=1)
     frozen = 0
     for place in places(step, dice.randrange(step)):
         zombie = freeze(saga, runner, place)

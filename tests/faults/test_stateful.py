@@ -801,7 +801,7 @@ def test_whatever_happens_in_whatever_order_every_execution_stands_as_it_must(
     full: bool,
     figure: Callable[..., None],
 ) -> None:
-    examples = size("stateful", everyday=50, full_run=2_000)
+    examples = size("stateful", everyday=25, full_run=2_000)  # on each database
     count = run(request.config.getoption("--seed"), examples, 60 if full else 30)
     assert count["examples"] >= examples
     figure("stateful", **count, violations=0)
