@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 import pytest
-from django.apps import apps
 from django.db import connections
 from django.test.utils import setup_databases, teardown_databases
 
+from tests.operated import WORLD
 from tests.settings import DATABASE_URLS, DATABASES
+from tests.tables import empty
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser as PlaywrightBrowser
@@ -83,10 +84,24 @@ def committing_databases(
     test that wants it may not count on being alone."""
     with django_db_blocker.unblock():
         yield
-        for model in apps.get_app_config("django_saga").get_models():
-            for alias in connections:
-                model._base_manager.using(alias).all().delete()
+        empty(*connections)
         connections.close_all()
+
+
+@pytest.fixture
+def alone(committing_databases: None) -> Iterator[None]:
+    """Nothing in the default database, and no trouble in the world of tests.operated."""
+    WORLD.reset()
+    empty()
+    yield
+    WORLD.reset()
+
+
+@pytest.fixture(params=DATABASES)
+def alias(request: pytest.FixtureRequest, alone: None) -> str:
+    """Each database in turn, with nothing in it."""
+    empty(request.param)
+    return request.param  # type: ignore[no-any-return]
 
 
 @pytest.fixture(params=["memory", *DATABASES])

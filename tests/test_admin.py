@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Iterator
 from html import unescape
 from typing import Any
 from urllib.parse import quote
@@ -36,6 +35,8 @@ from tests.operated import (
     stuck_trip,
 )
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 BASE = "/admin/django_saga/sagaexecution/"
 MODEL_ADMIN = admin.site.get_model_admin(SagaExecution)
 MAKERS = {
@@ -49,17 +50,6 @@ MAKERS = {
 }
 MANY = {"reason": "the bank is back", "rate": "100", "allowed": "all"}
 HOSTILE = "<script>alert('&amp;')</script>{{ 7|add:7 }}\" onload=x <b>"
-
-
-@pytest.fixture(autouse=True)
-def _alone(committing_databases: None) -> Iterator[None]:
-    WORLD.reset()
-    SagaStepRecord.objects.all().delete()
-    SagaExecution.objects.all().delete()
-    yield
-    WORLD.reset()
-    LogEntry.objects.all().delete()
-    User.objects.all().delete()
 
 
 @pytest.fixture

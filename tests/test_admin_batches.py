@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import threading
 import uuid
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -28,8 +27,6 @@ from django_saga.models import (
     SagaBatchItem,
     SagaExecution,
     SagaFailureGroup,
-    SagaHeartbeat,
-    SagaStepRecord,
 )
 from django_saga.operations import BULK, RETRY
 from tests.operated import (
@@ -45,32 +42,12 @@ from tests.operated import (
     stuck_trip,
 )
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 BASE = "/admin/django_saga/sagaexecution/"
 BATCHES = "/admin/django_saga/sagabatch/"
 MODEL_ADMIN = admin.site.get_model_admin(SagaExecution)
 HOSTILE = "<script>alert('&amp;')</script>{{ 7|add:7 }}\" onload=x <b>"
-MODELS = (
-    LogEntry,
-    SagaHeartbeat,
-    SagaBatchItem,
-    SagaBatch,
-    SagaAuditEntry,
-    SagaStepRecord,
-    SagaExecution,
-    User,
-)
-
-
-@pytest.fixture(autouse=True)
-def _alone(committing_databases: None) -> Iterator[None]:
-    def empty() -> None:
-        WORLD.reset()
-        for model in MODELS:
-            model.objects.all().delete()
-
-    empty()
-    yield
-    empty()
 
 
 @pytest.fixture

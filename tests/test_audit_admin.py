@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,16 +17,10 @@ from django_saga.admin import keyed
 from django_saga.admin.audit import SagaAuditEntryAdmin
 from django_saga.models import SagaAuditEntry
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 BASE = "/admin/django_saga/sagaauditentry/"
 HOSTILE = "<script>alert('&amp;')</script>{{ 7|add:7 }}\" onload=x <b>"
-
-
-@pytest.fixture(autouse=True)
-def _alone(committing_databases: None) -> Iterator[None]:
-    SagaAuditEntry.objects.all().delete()
-    yield
-    SagaAuditEntry.objects.all().delete()
-    User.objects.all().delete()
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.conf import settings as django_settings
 from django.contrib.auth.models import AnonymousUser, Permission, User
 from django.core.exceptions import PermissionDenied
 from django.core.management import call_command
@@ -54,29 +53,10 @@ from tests.operated import (
     stuck_trip,
 )
 
-ALIASES = list(django_settings.DATABASES)
+pytestmark = pytest.mark.usefixtures("alone")
+
 PATIENCE = 60  # seconds until a condition that does not come about fails its test
-MODELS = (SagaStepRecord, SagaExecution, SagaBatchItem, SagaBatch, SagaAuditEntry)
 LONG = 3600.0  # seconds: as long as it takes
-
-
-@pytest.fixture(autouse=True)
-def _alone(committing_databases: None) -> Iterator[None]:
-    def empty() -> None:
-        WORLD.reset()
-        for alias in ALIASES:
-            for model in MODELS:
-                model.objects.using(alias).all().delete()
-        User.objects.all().delete()
-
-    empty()
-    yield
-    empty()
-
-
-@pytest.fixture(params=ALIASES)
-def alias(request: pytest.FixtureRequest) -> str:
-    return request.param  # type: ignore[no-any-return]
 
 
 def operator(*rights: str) -> User:

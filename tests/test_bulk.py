@@ -19,6 +19,7 @@ from django_saga.models import SagaExecution
 from django_saga.storage import DjangoSagaStorage, MemorySagaStorage, SagaStorage
 from tests.recovery_sagas import KeepingBackend
 from tests.steps import Calls, Log, make_step
+from tests.tables import empty
 
 pytestmark = pytest.mark.usefixtures("committing_databases")
 
@@ -45,7 +46,7 @@ class Kept(Saga[Log]):
 def told(settings: Settings) -> Iterator[list[UUID]]:
     """What a backend of queues was told, in order; all that is stored belongs to the test."""
     settings.DJANGO_SAGA = {"BACKEND": "tests.recovery_sagas.KeepingBackend"}
-    SagaExecution.objects.all().delete()
+    empty()
     yield KeptIds()
     KeepingBackend.told.clear()
 

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ from tests.operated import (
     pending_trip,
 )
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 ALIASES = list(django_settings.DATABASES)
 PATIENCE = 60  # seconds until a condition that does not come about fails its test
 
@@ -65,20 +67,6 @@ class Unsure(_Step):
 class FallbackSaga(Saga[Trip]):
     name = "tests.CancelledFallbackSaga"
     steps = [Pack, Fallback(step=Unsure, fallback=Leave)]
-
-
-@pytest.fixture(autouse=True)
-def _world(committing_databases: None) -> Iterator[None]:
-    WORLD.reset()
-    yield
-    WORLD.reset()
-
-
-@pytest.fixture(params=ALIASES)
-def alias(request: pytest.FixtureRequest, _world: None) -> str:
-    for model in (SagaAuditEntry, SagaFailureGroup, SagaStepRecord, SagaExecution):
-        model._default_manager.using(request.param).all().delete()
-    return request.param  # type: ignore[no-any-return]
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -33,6 +33,8 @@ from tests.operated import (
     run_trip,
     stuck_trip,
 )
+
+pytestmark = pytest.mark.usefixtures("alone")
 
 ALIASES = list(django_settings.DATABASES)
 
@@ -62,21 +64,6 @@ class Insistent(Unpaid):
 
 def saga_of(step: type[Pack], name: str = "tests.CausesSaga") -> Saga[Trip]:
     return Saga[Trip](steps=[step], name=name)
-
-
-@pytest.fixture(autouse=True)
-def _world(committing_databases: None) -> Iterator[None]:
-    WORLD.reset()
-    for alias in ALIASES:
-        for model in (SagaFailureGroup, SagaStepRecord, SagaExecution):
-            model._default_manager.using(alias).all().delete()
-    yield
-    WORLD.reset()
-
-
-@pytest.fixture(params=ALIASES)
-def alias(request: pytest.FixtureRequest) -> str:
-    return request.param  # type: ignore[no-any-return]
 
 
 def groups(alias: str = "default") -> list[SagaFailureGroup]:
@@ -367,7 +354,7 @@ def test_a_driver_that_was_fenced_off_makes_none(alias: str) -> None:
     assert not SagaStepRecord.objects.using(alias).exists()
 
 
-@pytest.mark.parametrize("alias", [alias for alias in ALIASES if alias != "sqlite"])
+@pytest.mark.parametrize("alias", [alias for alias in ALIASES if alias != "sqlite"], indirect=True)
 def test_a_group_is_rolled_back_with_the_checkpoint_that_made_it(alias: str) -> None:
     """No group is left without an execution; SQLite would take any number."""
     from django.db import DatabaseError

@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -22,18 +22,15 @@ from django.utils import timezone
 from django_saga import alerts, batches, operations
 from django_saga.exceptions import SagaError
 from django_saga.models import (
-    SagaAlert,
     SagaAuditEntry,
     SagaBatch,
     SagaBatchItem,
     SagaExecution,
     SagaFailureGroup,
     SagaPause,
-    SagaStepRecord,
 )
 from django_saga.operations import RETRY
 from tests.operated import (
-    WORLD,
     TripSaga,
     changed,
     completed_trip,
@@ -43,28 +40,13 @@ from tests.operated import (
     run_trip,
     stuck_trip,
 )
+from tests.tables import MODELS
+
+pytestmark = pytest.mark.usefixtures("alone")
 
 BASE = "/admin/django_saga/"
 EXECUTIONS = f"{BASE}sagaexecution/"
-MODELS = (
-    *(LogEntry, SagaAlert, SagaBatchItem, SagaBatch, SagaPause, SagaAuditEntry),
-    *(SagaFailureGroup, SagaStepRecord, SagaExecution, User),
-)
 SECRET = "password=hunter2-correct-horse"
-
-
-@pytest.fixture(autouse=True)
-def _alone(committing_databases: None) -> Iterator[None]:
-    def empty() -> None:
-        WORLD.reset()
-        # What cannot be read cannot be deleted.
-        SagaExecution.objects.update(wake_at=None, settled_at=None)
-        for model in MODELS:
-            model._base_manager.all().delete()
-
-    empty()
-    yield
-    empty()
 
 
 @pytest.fixture

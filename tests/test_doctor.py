@@ -26,18 +26,10 @@ from redis import Redis
 from rq import SimpleWorker
 
 from django_saga.doctor import Finding, database, examine, executions
-from django_saga.models import (
-    SagaAuditEntry,
-    SagaBatch,
-    SagaExecution,
-    SagaFailureGroup,
-    SagaHeartbeat,
-    SagaStepRecord,
-)
+from django_saga.models import SagaBatch, SagaHeartbeat
 from django_saga.operations import resolve
 from django_saga.storage import DjangoSagaStorage
 from tests.operated import (
-    WORLD,
     TripSaga,
     changed,
     completed_trip,
@@ -47,34 +39,15 @@ from tests.operated import (
     stuck_trip,
 )
 
-ALIASES = list(django_settings.DATABASES)
-MODELS = (
-    *(SagaHeartbeat, SagaBatch, SagaAuditEntry, SagaFailureGroup, SagaStepRecord, SagaExecution),
-)
+pytestmark = pytest.mark.usefixtures("alone")
 
 
-@pytest.fixture(autouse=True)
-def _alone(committing_databases: None) -> Iterator[None]:
-    empty()
-    yield
-    empty()
-
-
-def empty() -> None:
-    WORLD.reset()
-    for alias in ALIASES:
-        for model in MODELS:
-            model.objects.using(alias).all().delete()
-
-
-@pytest.fixture(params=ALIASES)
-def alias(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, settings: Settings
-) -> str:
+@pytest.fixture
+def alias(alias: str, monkeypatch: pytest.MonkeyPatch, settings: Settings) -> str:
     """Each database in turn is the one that holds the executions."""
     settings.SILENCED_SYSTEM_CHECKS = ["django_saga.W002"]  # atomic steps elsewhere
-    monkeypatch.setattr("django.db.router.db_for_write", lambda model, **hints: request.param)
-    return request.param  # type: ignore[no-any-return]
+    monkeypatch.setattr("django.db.router.db_for_write", lambda model, **hints: alias)
+    return alias
 
 
 def beat(age: float = 1.0, every: float | None = None, alias: str = "default") -> None:

@@ -6,12 +6,10 @@ import html
 import json
 import re
 import uuid
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.core.checks import run_checks
 from django.db import connection
@@ -26,7 +24,6 @@ from django_saga.admin.frames import frames_of, own_frames
 from django_saga.masking import MASK
 from django_saga.models import SagaAuditEntry, SagaExecution, SagaPause, SagaStepRecord
 from tests.operated import (
-    WORLD,
     TripSaga,
     changed,
     completed_trip,
@@ -41,18 +38,9 @@ from tests.settings import DATABASES
 from tests.test_admin import HOSTILE, MODEL_ADMIN, log_in, one, page, staff
 from tests.test_verbs import text_of
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 SECRET = "P-4711-0815"
-
-
-@pytest.fixture(autouse=True)
-def _alone(committing_databases: None) -> Iterator[None]:
-    WORLD.reset()
-    for model in (SagaStepRecord, SagaExecution):
-        model.objects.all().delete()
-    yield
-    WORLD.reset()
-    for model in (LogEntry, User, SagaAuditEntry, SagaPause):
-        model.objects.all().delete()
 
 
 @pytest.fixture

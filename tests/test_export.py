@@ -7,7 +7,7 @@ import io
 import json
 import re
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
@@ -21,8 +21,10 @@ from django.test.utils import CaptureQueriesContext
 from django_saga.admin import exporting
 from django_saga.admin.exporting import cell
 from django_saga.documents import EXECUTION
-from django_saga.models import SagaAuditEntry, SagaExecution, SagaStepRecord
-from tests.operated import WORLD, changed, completed_trip, failed_trip, stuck_trip
+from django_saga.models import SagaAuditEntry
+from tests.operated import changed, completed_trip, failed_trip, stuck_trip
+
+pytestmark = pytest.mark.usefixtures("alone")
 
 LIST = "/admin/django_saga/sagaexecution/"
 BASE = f"{LIST}export/"
@@ -35,19 +37,6 @@ HOSTILE = [
     *("-", "=", "'=1", '=HYPERLINK("http://x","y")', "a,b", '"', "<b>", "\0=1", "\v-1"),
 ]
 STARTS = "=+-@\t\r\n\uff1d\uff0b\uff0d\uff20"
-
-
-@pytest.fixture(autouse=True)
-def _alone(committing_databases: None) -> Iterator[None]:
-    empty()
-    yield
-    empty()
-
-
-def empty() -> None:
-    WORLD.reset()
-    for model in (SagaAuditEntry, SagaStepRecord, SagaExecution, User):
-        model.objects.all().delete()
 
 
 def user(*permissions: str) -> User:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.conf import settings
 from django.contrib.auth.models import Permission, User
 from django.core.exceptions import PermissionDenied
 from django.test import Client
@@ -18,34 +17,14 @@ from django.utils import timezone
 from django_saga import groups, operations
 from django_saga.admin.groups import capped
 from django_saga.exceptions import SagaError
-from django_saga.models import (
-    SagaAuditEntry,
-    SagaExecution,
-    SagaFailureGroup,
-    SagaPause,
-    SagaStepRecord,
-)
-from tests.operated import WORLD, changed, completed_trip, failed_trip, run_trip, stuck_trip
+from django_saga.models import SagaAuditEntry, SagaExecution, SagaFailureGroup, SagaPause
+from tests.operated import changed, completed_trip, failed_trip, run_trip, stuck_trip
+
+pytestmark = pytest.mark.usefixtures("alone")
 
 BASE = "/admin/django_saga/sagafailuregroup/"
 EXECUTIONS = "/admin/django_saga/sagaexecution/"
-ALIASES = list(settings.DATABASES)
 HOSTILE = "<script>alert('&amp;')</script>{{ 7|add:7 }}\" onload=x <b>"
-
-
-@pytest.fixture(autouse=True)
-def _alone(committing_databases: None) -> Iterator[None]:
-    empty()
-    yield
-    empty()
-    User.objects.all().delete()
-
-
-def empty() -> None:
-    WORLD.reset()
-    for alias in ALIASES:
-        for model in (SagaStepRecord, SagaExecution, SagaFailureGroup, SagaAuditEntry, SagaPause):
-            model._base_manager.using(alias).all().delete()
 
 
 @pytest.fixture
@@ -104,7 +83,6 @@ def aged(execution: SagaExecution, **ago: float) -> SagaExecution:
 # What is counted
 
 
-@pytest.mark.parametrize("alias", ALIASES)
 def test_the_groups_are_those_with_executions_that_nobody_has_dealt_with(alias: str) -> None:
     failed, stuck = failed_trip(alias=alias), stuck_trip(alias=alias)
     settled = run_trip(alias=alias, act_Leave="flat tyre")
@@ -117,7 +95,6 @@ def test_the_groups_are_those_with_executions_that_nobody_has_dealt_with(alias: 
     assert SagaFailureGroup.objects.using(alias).count() == 4  # the stuck one was of two
 
 
-@pytest.mark.parametrize("alias", ALIASES)
 def test_a_group_knows_its_oldest_and_its_newest_and_counts_them_by_hour(alias: str) -> None:
     for hours in (0.1, 0.2, 1.5, 23.5, 30):
         aged(failed_trip(alias=alias), hours=hours)

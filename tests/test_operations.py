@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -73,22 +73,8 @@ ALIASES = list(settings.DATABASES)
 
 
 @pytest.fixture(autouse=True)
-def _world(committing_databases: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    WORLD.reset()
+def _editable(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TripSaga, "context_editable", True)
-    SagaAuditEntry.objects.all().delete()
-    yield
-    WORLD.reset()
-    User.objects.all().delete()
-
-
-@pytest.fixture(params=ALIASES)
-def alias(request: pytest.FixtureRequest, _world: None) -> str:
-    SagaAuditEntry.objects.using(request.param).all().delete()
-    SagaFailureGroup.objects.using(request.param).all().delete()
-    SagaStepRecord.objects.using(request.param).all().delete()
-    SagaExecution.objects.using(request.param).all().delete()
-    return request.param  # type: ignore[no-any-return]
 
 
 @pytest.fixture
@@ -557,7 +543,6 @@ def test_a_recovery_that_is_refused_at_the_last_is_audited_so() -> None:
 
 def test_of_what_is_not_there_the_refusal_says_what_was_asked_for() -> None:
     asked = uuid.uuid4()
-    SagaAuditEntry.objects.all().delete()
     with pytest.raises(SagaNotFound):
         retry(asked, reason="?")
     with pytest.raises(SagaError, match="is a UUID"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -19,7 +18,6 @@ from pytest_django import Settings
 from django_saga import operations
 from django_saga.heartbeats import beat
 from django_saga.models import (
-    SagaAuditEntry,
     SagaBatch,
     SagaExecution,
     SagaFailureGroup,
@@ -28,7 +26,6 @@ from django_saga.models import (
     SagaStepRecord,
 )
 from tests.operated import (
-    WORLD,
     TripSaga,
     changed,
     completed_trip,
@@ -41,27 +38,11 @@ from tests.operated import (
     stuck_trip,
 )
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 PAGE = "/admin/django_saga/"
 LIST = "/admin/django_saga/sagaexecution/"
 HOSTILE = "<script>alert('&amp;')</script>{{ 7|add:7 }}\" onload=x <b>"
-MODELS = (
-    *(SagaStepRecord, SagaExecution, SagaFailureGroup, SagaAuditEntry),
-    *(SagaBatch, SagaHeartbeat, SagaPause),
-)
-
-
-@pytest.fixture(autouse=True)
-def _alone(committing_databases: None) -> Iterator[None]:
-    empty()
-    yield
-    empty()
-    User.objects.all().delete()
-
-
-def empty() -> None:
-    WORLD.reset()
-    for model in MODELS:
-        model._base_manager.all().delete()
 
 
 @pytest.fixture

@@ -48,6 +48,7 @@ from tests.operated import (
     lost_trip,
     pending_trip,
 )
+from tests.tables import empty
 from tests.test_storage_contract import saga
 
 __all__ = ["saga"]
@@ -82,8 +83,7 @@ def partitioned(
     committing_databases: None, unlimited: None, django_db_blocker: Any
 ) -> Iterator[None]:
     with django_db_blocker.unblock():
-        SagaStepRecord.objects.all().delete()
-        SagaExecution.objects.all().delete()
+        empty()
         kept = completed_trip()  # ids of version 4: it was there before, and stays where it is
         records = list(
             SagaStepRecord.objects.filter(execution=kept.pk).values_list("pk", flat=True)
@@ -109,14 +109,12 @@ def _old_month() -> Iterator[None]:
     """Whatever a test made of it, the next one finds it there, and empty."""
     yield
     WORLD.reset()
-    SagaStepRecord.objects.all().delete()
-    SagaExecution.objects.all().delete()
+    empty()
     for month in (OLD, OLD.next):
         if month in months():
             for table in reversed(partitions.TABLES):
                 _execute(f"ALTER TABLE {table} DETACH PARTITION {month.name(table)}")
                 _execute(f"DROP TABLE {month.name(table)}")
-    SagaAuditEntry.objects.all().delete()
     partitions._add(OLD, "default", checked=True)
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
-from django.conf import settings as django_settings
 from django.contrib.auth.models import Permission, User
 from django.core.exceptions import PermissionDenied
 from django.db import connections, transaction
@@ -40,7 +39,8 @@ from tests.operated import (
     lost_trip,
 )
 
-ALIASES = list(django_settings.DATABASES)
+pytestmark = pytest.mark.usefixtures("alone")
+
 TRIP = "tests.TripSaga"
 ALL = ["act Pack", "act Pay", "act Leave"]
 
@@ -81,23 +81,6 @@ class UnhurriedSaga(Saga[Trip]):
 class BookedSaga(Saga[Trip]):
     name = "tests.BookedSaga"
     steps = [Booked, Called, Pay]
-
-
-@pytest.fixture(autouse=True)
-def _world(committing_databases: None) -> Iterator[None]:
-    WORLD.reset()
-    yield
-    WORLD.reset()
-    User.objects.all().delete()
-    for alias in ALIASES:
-        SagaPause.objects.using(alias).all().delete()
-
-
-@pytest.fixture(params=ALIASES)
-def alias(request: pytest.FixtureRequest, _world: None) -> str:
-    for model in (SagaAuditEntry, SagaStepRecord, SagaExecution, SagaPause):
-        model._default_manager.using(request.param).all().delete()
-    return request.param  # type: ignore[no-any-return]
 
 
 @pytest.fixture
@@ -462,8 +445,6 @@ def test_a_saga_that_runs_costs_no_statement_more_for_it(others: int) -> None:
 def test_paused_an_rq_job_ends_quietly_and_the_next_sweep_sends_another(
     settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    SagaStepRecord.objects.all().delete()
-    SagaExecution.objects.all().delete()
     name = f"pauses-{uuid.uuid4().hex[:8]}"
     settings.RQ_QUEUES = {**settings.RQ_QUEUES, name: {"URL": os.environ["REDIS_URL"]}}
     settings.DJANGO_SAGA = {"BACKEND": "rq", "QUEUE": name, "LEASE": 60}

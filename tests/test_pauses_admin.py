@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Iterator
 
 import pytest
 from django.contrib.admin.models import LogEntry
@@ -15,25 +14,15 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from pytest_django import Settings
 
-from django_saga.models import SagaAuditEntry, SagaExecution, SagaPause, SagaStepRecord
+from django_saga.models import SagaAuditEntry, SagaPause
 from django_saga.operations import pause
 from tests.operated import TripSaga
+
+pytestmark = pytest.mark.usefixtures("alone")
 
 BASE = "/admin/django_saga/sagapause/"
 SAGA = TripSaga.name
 HOSTILE = "<script>alert('&amp;')</script>{{ 7|add:7 }}\" onload=x <b>"
-
-
-@pytest.fixture(autouse=True)
-def _alone(committing_databases: None) -> Iterator[None]:
-    empty()
-    yield
-    empty()
-
-
-def empty() -> None:
-    for model in (SagaPause, SagaAuditEntry, SagaStepRecord, SagaExecution, LogEntry, User):
-        model.objects.all().delete()
 
 
 def browser(*permissions: str) -> Client:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 from django.contrib import admin
-from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import AnonymousUser, Permission, User
 from django.core.exceptions import PermissionDenied
 from django.core.management import CommandError, call_command
@@ -153,16 +152,9 @@ SCREENS = [
 
 
 @pytest.fixture(autouse=True)
-def _alone(committing_databases: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    WORLD.reset()
+def _editable(alone: None, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TripSaga, "context_editable", True)
-    models = (SagaAuditEntry, SagaBatch, SagaPause, SagaFailureGroup, SagaStepRecord)
-    for model in (*models, SagaExecution):
-        model._default_manager.all().delete()
-    yield
-    WORLD.reset()
-    for model in (*models[:3], LogEntry, User):
-        model._default_manager.all().delete()
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.cache"  # hundreds log in
 
 
 def scene(screen: Screen) -> SagaExecution:
@@ -180,9 +172,9 @@ def scene(screen: Screen) -> SagaExecution:
 
 def staff(permissions: tuple[str, ...] = (), **kwargs: Any) -> Client:
     user = User.objects.create_user(f"staff-{uuid.uuid4()}", is_staff=True, **kwargs)
-    found = Permission.objects.filter(codename__in=permissions)
-    assert found.count() == len(permissions)
-    user.user_permissions.set(found)
+    found = list(Permission.objects.filter(codename__in=permissions))
+    assert len(found) == len(permissions)
+    user.user_permissions.add(*found)
     client = Client()
     client.force_login(user)
     return client

@@ -48,6 +48,8 @@ from tests.operated import (
     stuck_trip,
 )
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 ALIASES = list(settings.DATABASES)
 LOCKING = [alias for alias in ALIASES if alias != "sqlite"]  # which locks a database as a whole
 PATIENCE = 60  # seconds until a condition that does not come about fails its test
@@ -76,26 +78,6 @@ with connections[alias].execute_wrapper(kill):
     rule = pruning.Retention(delete_after=timedelta(days=30))
     list(pruning.prune(rule, storage=DjangoSagaStorage(alias)))
 """
-
-
-@pytest.fixture(autouse=True)
-def _world(committing_databases: None) -> Iterator[None]:
-    empty("default")
-    yield
-    empty("default")
-    User.objects.all().delete()
-
-
-@pytest.fixture(params=ALIASES)
-def alias(request: pytest.FixtureRequest, _world: None) -> str:
-    empty(request.param)
-    return request.param  # type: ignore[no-any-return]
-
-
-def empty(alias: str) -> None:
-    WORLD.reset()
-    for model in (SagaAuditEntry, SagaStepRecord, SagaExecution):
-        model.objects.using(alias).all().delete()
 
 
 def aged(execution: SagaExecution, days: float, **columns: Any) -> SagaExecution:

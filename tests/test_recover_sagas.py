@@ -47,6 +47,7 @@ from django_saga.recovery import (
 )
 from django_saga.storage import DjangoSagaStorage, MemorySagaStorage
 from tests import recovery_sagas as sagas
+from tests.tables import empty
 
 ALIASES = list(django_settings.DATABASES)
 PATIENCE = 60  # seconds until a condition that does not come about fails its test
@@ -68,9 +69,7 @@ Start = Callable[..., Child]
 
 @pytest.fixture(autouse=True)
 def _empty_databases(committing_databases: None) -> None:
-    for alias in ALIASES:
-        SagaStepRecord.objects.using(alias).all().delete()
-        SagaExecution.objects.using(alias).all().delete()
+    empty(*ALIASES)
 
 
 @pytest.fixture(autouse=True)

@@ -31,7 +31,7 @@ from rq.serializers import JSONSerializer
 from django_saga.admin import jobs as jobs_page
 from django_saga.backends import _backend, get_backend
 from django_saga.exceptions import InvalidSettings, SagaError
-from django_saga.models import SagaExecution, SagaStepRecord
+from django_saga.models import SagaExecution
 from django_saga.recovery import HANDED_OVER, sweep
 from django_saga.rq import ENTRY_POINT, RESULT_TTL, run_saga
 from django_saga.saga import Saga
@@ -47,6 +47,8 @@ from tests.sagas import (
     Stroll,
     Travel,
 )
+
+pytestmark = pytest.mark.usefixtures("alone")
 
 LEASE = 1.0  # seconds; short, as these tests wait until it has run out
 PATIENCE = 60  # seconds until a condition that does not come about fails its test
@@ -74,12 +76,6 @@ class Child(subprocess.Popen[bytes]):
         """Wait until it ended well; its output."""
         assert self.wait(PATIENCE) == 0, self.log
         return self.log
-
-
-@pytest.fixture(autouse=True)
-def _empty_tables(committing_databases: None) -> None:
-    SagaStepRecord.objects.all().delete()
-    SagaExecution.objects.all().delete()
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -45,22 +44,10 @@ from tests.operated import (
     stuck_trip,
 )
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 SAGA = TripSaga.name
 HOSTILE = "\x1b[2J\x1b]0;owned\x07 line\nforged: \u202e gpj\x00"
-
-
-@pytest.fixture(autouse=True)
-def _alone(committing_databases: None) -> Iterator[None]:
-    empty()
-    yield
-    empty()
-
-
-def empty() -> None:
-    WORLD.reset()
-    models = (SagaPause, SagaAuditEntry, SagaFailureGroup, SagaStepRecord, SagaExecution, User)
-    for model in models:
-        model.objects.all().delete()
 
 
 def said(*arguments: Any, status: int = 0) -> str:

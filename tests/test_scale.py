@@ -25,7 +25,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from django_saga import Saga, batches, machine
-from django_saga.models import SagaBatch, SagaExecution, SagaFailureGroup, new_id
+from django_saga.models import SagaExecution, SagaFailureGroup, new_id
 from django_saga.operations import RETRY
 from django_saga.pruning import Retention, Stage, prune
 from django_saga.storage import DjangoSagaStorage
@@ -48,7 +48,6 @@ def crowd(committing_databases: None, django_db_blocker: Any) -> Iterator[None]:
     with django_db_blocker.unblock():
         gather(EXECUTIONS, records=RECORDS)
         yield
-        SagaBatch.objects.all().delete()
         with connections["default"].cursor() as cursor:
             tables = ", ".join((*LARGE, "django_saga_sagafailuregroup"))
             cursor.execute(f"TRUNCATE {tables} CASCADE")

@@ -49,11 +49,12 @@ from django_saga.machine import (
     StepRules,
     Transition,
 )
-from django_saga.models import SagaExecution, SagaStepRecord, new_id
+from django_saga.models import SagaExecution, new_id
 from django_saga.storage import DjangoSagaStorage, MemorySagaStorage, SagaStorage, reading
 from django_saga.storage.base import Checkpoint, Claim, Creation, Saved
 from django_saga.storage.sql import EXECUTIONS, RECORDS
 from tests.steps import Calls, Log, make_step, raises
+from tests.tables import empty
 
 pytestmark = pytest.mark.usefixtures("committing_databases")
 
@@ -75,8 +76,7 @@ def database(request: pytest.FixtureRequest) -> DjangoSagaStorage:
 def emptied(storage: SagaStorage) -> SagaStorage:
     """A storage with nothing in it."""
     if isinstance(storage, DjangoSagaStorage):
-        for model in (SagaStepRecord, SagaExecution):
-            model.objects.using(storage.alias).all().delete()
+        empty(storage.alias)
     return storage
 
 

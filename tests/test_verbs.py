@@ -6,7 +6,7 @@ import html
 import json
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,10 +16,9 @@ from django.test import Client
 from pytest_django import Settings
 
 from django_saga.masking import MASK
-from django_saga.models import SagaAuditEntry, SagaExecution, SagaPause, SagaStepRecord
+from django_saga.models import SagaAuditEntry, SagaExecution, SagaPause
 from django_saga.operations import VERBS
 from tests.operated import (
-    WORLD,
     changed,
     completed_trip,
     driven_trip,
@@ -34,16 +33,7 @@ from tests.operated import (
 )
 from tests.test_admin import BASE, HOSTILE, MODEL_ADMIN, log_in, one, page, staff
 
-
-@pytest.fixture(autouse=True)
-def _alone(committing_databases: None) -> Iterator[None]:
-    WORLD.reset()
-    for model in (SagaStepRecord, SagaExecution):
-        model.objects.all().delete()
-    yield
-    WORLD.reset()
-    for model in (LogEntry, User, SagaAuditEntry):
-        model.objects.all().delete()
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 @pytest.fixture
@@ -307,7 +297,6 @@ def test_each_form_tells_by_its_label_alone_whether_it_needs_a_reason(operator: 
         label = re.search(r'<label for="id_reason"([^>]*)>Reason:</label>', page(operator, address))
         assert label is not None, address
         assert label[1].strip() == ('class="required"' if address in needed else ""), address
-    paused.delete()
 
 
 def test_a_refusal_of_ours_is_told_on_the_form_which_keeps_the_reason(operator: Client) -> None:
