@@ -35,6 +35,8 @@ from django_saga.models import SagaExecution
 from django_saga.recovery import HANDED_OVER, sweep
 from django_saga.rq import ENTRY_POINT, RESULT_TTL, run_saga
 from django_saga.saga import Saga
+from tests.commands import Command, nursery
+from tests.faults.children import Nursery
 from tests.sagas import (
     Alone,
     AwaitSaga,
@@ -56,26 +58,21 @@ WORKERS = ["rq.Worker", "rq.SimpleWorker"]
 JSON = ("--serializer", "rq.serializers.JSONSerializer")
 GUARDED = ("--job-class", "django_saga.rq.SagaJob", *JSON)
 
-Start = Callable[..., "Child"]
+Start = Callable[..., Command]
 
 
-class Child(subprocess.Popen[bytes]):
-    """A manage.py command in a process of its own, with its output in a file."""
+@pytest.fixture(scope="module")
+def forking(child_environment: dict[str, str]) -> Iterator[Nursery]:
+    """What the commands are forked from."""
+    forking = nursery(child_environment)
+    yield forking
+    forking.end()
 
-    def __init__(self, log: Path, *arguments: str, env: dict[str, str]) -> None:
-        self._log = log
-        with log.open("wb") as out:
-            command = [sys.executable, "-m", "django", *arguments]
-            super().__init__(command, env=env, stdout=out, stderr=subprocess.STDOUT)
 
-    @property
-    def log(self) -> str:
-        return self._log.read_text()
-
-    def end(self) -> str:
-        """Wait until it ended well; its output."""
-        assert self.wait(PATIENCE) == 0, self.log
-        return self.log
+@pytest.fixture
+def anew() -> bool:
+    """Whether commands are started by their very command line, rather than forked."""
+    return False
 
 
 @pytest.fixture
@@ -106,6 +103,8 @@ def intruded(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(
+    forking: Nursery,
+    anew: bool,
     queue: Queue,
     settings: Settings,
     child_environment: dict[str, str],
@@ -114,9 +113,9 @@ def start(
     intruded: Path,
 ) -> Iterator[Start]:
     """Starts a manage.py command with the settings that this process has now."""
-    children: list[Child] = []
+    children: list[Command] = []
 
-    def started(*arguments: str) -> Child:
+    def started(*arguments: str) -> Command:
         environment = {
             **child_environment,
             "DJANGO_SETTINGS_MODULE": "tests.rq_settings",
@@ -124,14 +123,13 @@ def start(
             "INTRUDED": str(intruded),
         }
         log = tmp_path / f"{len(children)}.log"
-        children.append(Child(log, *arguments, env=environment))
+        children.append(Command(forking, log, *arguments, environment=environment, anew=anew))
         return children[-1]
 
     yield started
     gate.touch()  # so that horses without a worker end too
     for child in children:
-        with child:
-            child.kill()
+        child.kill()
 
 
 @pytest.fixture
@@ -197,6 +195,8 @@ ALL_BOOKED = ["act BookFlight", "act BookHotel", "act BookTrain"]
 # Driving
 
 
+# The one test that shows the way of a site; all others fork, which is many times as fast.
+@pytest.mark.parametrize("anew", [True], ids=["anew"])
 @pytest.mark.parametrize("worker", WORKERS)
 @pytest.mark.parametrize("like", [GUARDED, JSON], ids=["SagaJob", "Job"])
 def test_a_worker_drives_what_is_enqueued(
@@ -413,7 +413,6 @@ def test_the_place_of_a_killed_worker_is_free_once_what_it_drove_has_ended(
     child = work("rq.SimpleWorker")
     until(lambda: "act BookHotel" in calls(journey))
     child.kill()
-    child.wait(PATIENCE)
     gate.touch()
     work("rq.SimpleWorker").end()
     assert (status(first), status(second)) == ("RUNNING", "PENDING"), "it waits for its turn"
@@ -513,7 +512,6 @@ def test_a_worker_killed_in_a_step_is_recovered_by_another(
     child = work(worker)
     until(lambda: "act BookHotel" in calls(journey))
     child.kill()
-    child.wait(PATIENCE)
     horse = callers(journey)[-1]
     if horse != child.pid:  # it survives its worker
         os.kill(horse, signal.SIGKILL)

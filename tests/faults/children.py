@@ -4,6 +4,8 @@ To start Python and Django takes half a second, and a battery wants hundreds. So
 ready once, without threads or connections, and forks for each. ``python -m tests.faults.children``
 reads lines of JSON, ``[function, arguments]`` to start one or ``[null, pid]`` to look at one, and
 answers each with a line. What the function returns is the exit status.
+
+Its arguments are the modules that it imports, so that no child has to.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 PATIENCE = 60  # seconds
@@ -55,7 +58,7 @@ class Child:
             if time.monotonic() > deadline:
                 self.signal(signal.SIGKILL)
                 raise AssertionError(f"process {self.pid} did not end")
-            time.sleep(0.002)
+            time.sleep(0.005)
         return status
 
     def signal(self, number: signal.Signals) -> None:
@@ -65,11 +68,11 @@ class Child:
 
 
 class Nursery:
-    """The process that forks, for one environment."""
+    """The process that forks, for one environment; Django is ready if that names settings."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
+    def __init__(self, environment: dict[str, str], *modules: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.children"],
+            [sys.executable, "-m", "tests.faults.children", *modules],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -112,15 +115,16 @@ def fork(function: Any, arguments: dict[str, Any]) -> int:
     pid = os.fork()
     if pid:
         return pid
-    os.close(0)
-    os.dup2(2, 1)  # the answers are the parent's
-    status = 1
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # what is asked, and the answers,
+    os.dup2(2, 1)  # are the parent's
     try:
         status = function(**arguments) or 0
+    except SystemExit:
+        raise  # the end that Python itself makes, for those who want it
     except BaseException:
         traceback.print_exc()
-    finally:
-        os._exit(status)
+        status = 1
+    os._exit(status)
 
 
 def look(pid: int) -> int | str | None:
@@ -132,11 +136,12 @@ def look(pid: int) -> int | str | None:
 
 def main() -> None:
     import django
-
-    django.setup()
     from django.utils.module_loading import import_string
 
-    import_string("tests.faults.driving.drive")  # so that no child has to
+    if "DJANGO_SETTINGS_MODULE" in os.environ:
+        django.setup()
+    for module in sys.argv[1:]:
+        import_module(module)
     for line in sys.stdin:
         function, argument = json.loads(line)
         answer = fork(import_string(function), argument) if function else look(argument)

@@ -70,7 +70,8 @@ class Nurseries:
         which = (database, *sorted(others.items()))
         if which not in self._started:
             ours = {"DJANGO_SETTINGS_MODULE": "tests.recovery_settings", "RECOVER_ON": database}
-            self._started[which] = Nursery({**self._environment, **ours, **others})
+            environment = {**self._environment, **ours, **others}
+            self._started[which] = Nursery(environment, "tests.faults.driving")
         return self._started[which]
 
     @property
