@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -263,6 +264,11 @@ def test_the_operators_way_can_be_gone_with_the_keyboard_alone(operate: Opened) 
     assert {row["retry_of_id"] for row in rows(retry_of__isnull=False).values()} == chosen
 
 
+# They differ from screens that are looked at in their words alone.
+ALIKE = re.compile(
+    "audit entry [12]|execution (retried|resolved|due|undoing)"
+    "|verb (recover|cancel|mark_done|release|resolve|abandon)"
+)
 RULES: dict[str, dict[str, list[str]]] = {
     "light": {},
     "dark": {"runOnly": ["color-contrast"]},  # the markup is the same
@@ -279,6 +285,8 @@ def test_axe_finds_nothing_serious_on_any_screen_in_either_theme(operate: Opened
     options = {"resultTypes": ["violations"], "preload": False}
     with operate(user) as page:
         for name, address in screens.items():
+            if ALIKE.fullmatch(name):
+                continue
             page.goto(address)
             page.evaluate(axe.axe_script)
             for scheme, rules in RULES.items():
