@@ -90,6 +90,8 @@ def start() -> None:
     if beside_others():
         for variable in os.environ.pop(PRIVATE, "").split():
             del os.environ[variable]
+    # Else each process that a test starts would compile the whole project for itself.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     before = set(os.environ)
     home = Path(STARTED.enter_context(TemporaryDirectory(prefix="saga-")))
     os.environ.setdefault("SQLITE_URL", f"sqlite:///{quote(str(home / 'saga.sqlite3'))}")
