@@ -149,11 +149,16 @@ def rq_settings(queue: str, redis: str = "", **saga_settings: Any) -> override_s
 
 
 def work(queue: str) -> None:
-    """Be a simple worker until the queue is empty."""
+    """Be a simple worker until the queue is empty, and leave none of its signal handlers."""
     queues = [get_queue(queue, serializer=JSONSerializer)]
     connection = queues[0].connection
     worker = rq.SimpleWorker(queues, connection=connection, serializer=JSONSerializer)
-    worker.work(burst=True, logging_level="ERROR")
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        worker.work(burst=True, logging_level="ERROR")
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def expire(saga_id: UUID, database: str) -> None:
