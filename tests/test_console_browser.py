@@ -266,8 +266,8 @@ def test_the_operators_way_can_be_gone_with_the_keyboard_alone(operate: Opened) 
 
 # They differ from screens that are looked at in their words alone.
 ALIKE = re.compile(
-    "audit entry [12]|many (cancel|resolve|abandon|recover)|execution (retried|resolved|due|undoing)"
-    "|verb (recover|cancel|mark_done|release|resolve|abandon)"
+    "audit entry [12]|execution (retried|resolved|due|undoing)"
+    "|many (cancel|resolve|abandon|recover)|verb (recover|cancel|mark_done|release|resolve|abandon)"
 )
 RULES: dict[str, dict[str, list[str]]] = {
     "light": {},

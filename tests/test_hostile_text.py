@@ -184,10 +184,10 @@ def test_hostile_text_is_text_on_every_screen(family: str) -> None:
 
 
 def some_at_once(texts: list[str]) -> Iterator[list[str]]:
-    """As many as the name of a step has room for."""
+    """As many as the name of a saga has room for."""
     while texts:
         sizes = accumulate(map(len, texts))
-        many = sum(size <= 100 for size in sizes) or 1
+        many = sum(size <= 255 for size in sizes) or 1
         yield texts[:many]
         texts = texts[many:]
 
@@ -216,7 +216,9 @@ def lose_one() -> None:
 def plant(text: str) -> None:
     """Put it wherever text can come from outside, in the rows as they are."""
     lost = SagaExecution.objects.filter(pk=LOST)
-    saga, step = text[:255], text[:100]
+    saga = text[:255]
+    step = text[:100]  # its name has room for so much, so each table gets another part
+    further, last = text[78:178] or step, text[155:255] or step
     SagaExecution.objects.update(
         error_message=text,
         error_type=saga,
@@ -233,13 +235,13 @@ def plant(text: str) -> None:
     SagaStepRecord.objects.update(**told, changes=changes)
     SagaStepRecord.objects.filter(execution__in=lost).update(step=step)
     SagaFailureGroup.objects.update(
-        message=text[:500], error_type=saga, frame=saga, note=text, saga=saga, step=step
+        message=text[:500], error_type=saga, frame=saga, note=text, saga=saga, step=further
     )
     why = text[:500]
     SagaBatch.objects.update(reason=text, title=why, why=why, user_name=saga, driver=saga)
     SagaBatchItem.objects.update(why=why)
-    SagaPause.objects.update(reason=text, user_name=saga, saga=saga, step=step)
-    SagaAuditEntry.objects.update(reason=text, detail=text, user_name=saga, saga=saga, step=step)
+    SagaPause.objects.update(reason=text, user_name=saga, saga=saga, step=last)
+    SagaAuditEntry.objects.update(reason=text, detail=text, user_name=saga, saga=saga, step=last)
     SagaHeartbeat.objects.update(driver=saga)
 
 
