@@ -127,10 +127,14 @@ def end_sessions_that_write() -> None:
     """With their statements under way, which a lock that they wait for makes sure of."""
     with transaction.atomic(using=ALIAS), connections[ALIAS].cursor() as cursor:
         cursor.execute(f"LOCK TABLE {EXECUTIONS} IN EXCLUSIVE MODE")
-        ended = 0
-        while ended < len(DRIVERS):
-            cursor.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE NOT granted")
-            ended += len(cursor.fetchall())
+        ended: set[int] = set()
+
+        def strike() -> bool:
+            cursor.execute("SELECT pid, pg_terminate_backend(pid) FROM pg_locks WHERE NOT granted")
+            ended.update(pid for pid, _ in cursor.fetchall())
+            return len(ended) >= len(DRIVERS)
+
+        wait_for(strike)
 
 
 def crash(postgres: Postgres) -> None:
