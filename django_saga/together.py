@@ -24,24 +24,19 @@ InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 
 class Turn:
-    """The right to use the thread for writes to one storage; others wait until it goes on."""
+    """What waits to be written to one storage, in one thread, and goes there batch by batch."""
 
-    def __init__(self, storage: SagaStorage, in_thread: InThread) -> None:
-        self._storage, self._in_thread = storage, in_thread
+    def __init__(self, key: Key, storage: SagaStorage, in_thread: InThread) -> None:
+        self._key, self._storage, self._in_thread = key, storage, in_thread
         self._waiting: list[tuple[Checkpoint | Creation, asyncio.Future[Any]]] = []
-        self._key = _key(storage)
         self._task: asyncio.Task[None] | None = None  # or it might be collected while it runs
-
-    def __enter__(self) -> None:
-        _turns[self._key] = self
-
-    def __exit__(self, *about: object) -> None:
-        self._go_on()
 
     def wait(self, write: Checkpoint | Creation) -> asyncio.Future[Any]:
         """Have it written with all others that wait; what came of it."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((write, future))
+        if self._task is None:
+            self._go_on()
         return future
 
     def _go_on(self, ended: asyncio.Task[None] | None = None) -> None:
@@ -66,9 +61,16 @@ class Turn:
                 future.set_result(outcome)
 
 
-def turn_of(storage: SagaStorage) -> Turn | None:
-    """Who writes to the storage now, in the thread that the running task's sync code runs in."""
-    return _turns.get(_key(storage))
+def turn_of(storage: SagaStorage, in_thread: InThread) -> Turn:
+    """The turn of the thread that the running task's sync code runs in."""
+    key = _key(storage)
+    turn = _turns.get(key)
+    if turn is None:
+        for other in list(_turns):
+            if other[0].is_closed():  # what was under way there never ends
+                _turns.pop(other, None)
+        turn = _turns[key] = Turn(key, storage, in_thread)
+    return turn
 
 
 Key = tuple[asyncio.AbstractEventLoop, object, object, str, "SagaStorage"]

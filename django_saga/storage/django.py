@@ -43,10 +43,10 @@ from django_saga.storage.reading import columns_of_claim, is_held, is_leased, ro
 from django_saga.storage.sql import EXECUTIONS
 from django_saga.storage.sweeping import Terms, claim_due
 from django_saga.storage.transactions import (
-    Together,
     is_testcase_s,
     refuse_transaction,
     roll_back_after,
+    together,
 )
 from django_saga.storage.translating import translated
 from django_saga.storage.writing import (
@@ -219,7 +219,7 @@ class DjangoSagaStorage(SagaStorage):
         outcomes: list[Written] = []
         try:
             refuse_transaction(connection)
-            with translated(connection), Together(self.alias, savepoint=True, durable=False):
+            with translated(connection), together(connection):
                 outcomes = self._write_all(connection, writes)
         except StorageUnavailable as error:
             if outcomes:  # the commit's answer was lost: each must look what became of it
@@ -236,9 +236,6 @@ class DjangoSagaStorage(SagaStorage):
             return [self._write_or_lost(write) for write in writes]
         statements = [statement_of(connection, write) for write in writes]
         with ExitStack() as stack:
-            stack.enter_context(connection.wrap_database_errors)
-            if pipeline := getattr(connection.connection, "pipeline", None):  # not in psycopg 2
-                stack.enter_context(pipeline())
             cursors = [stack.enter_context(connection.cursor()) for _ in writes]
             for cursor, statement in zip(cursors, statements, strict=True):
                 cursor.execute(*statement)
