@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sysconfig
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from traceback import walk_tb
 from types import FrameType
@@ -30,8 +30,13 @@ class Cause(Struct, frozen=True, gc=False):
     @property
     def id(self) -> str:
         """Equal for equal causes; what differs in a message from one to the next is left out."""
-        parts = (*(getattr(self, name) for name in _KEY), stripped(self.message))
-        return hashlib.md5("\0".join(parts).encode(), usedforsecurity=False).hexdigest()
+        return _id(self)
+
+
+@lru_cache(maxsize=256)  # where a service is down, one cause comes again and again
+def _id(cause: Cause) -> str:
+    parts = (*(getattr(cause, name) for name in _KEY), stripped(cause.message))
+    return hashlib.md5("\0".join(parts).encode(), usedforsecurity=False).hexdigest()
 
 
 _KEY = ("saga", "step", "action", "outcome", "error_type", "frame")

@@ -29,6 +29,7 @@ from django_saga.exceptions import (
 from django_saga.machine import State
 from django_saga.models import SagaExecution, SagaStepRecord
 from django_saga.storage.base import Checkpoint, Claim, Creation, SagaStorage, Saved, Written
+from django_saga.storage.cursors import fetch, kept_cursors
 from django_saga.storage.places import (
     DUPLICATE_KEY,
     acquire_place,
@@ -53,7 +54,6 @@ from django_saga.storage.writing import (
     at_once,
     came_of,
     created,
-    fetch,
     save,
     saved_by,
     sql_of,
@@ -236,7 +236,9 @@ class DjangoSagaStorage(SagaStorage):
             return [self._write_or_lost(write) for write in writes]
         statements = [statement_of(connection, write) for write in writes]
         with ExitStack() as stack:
-            cursors = [stack.enter_context(connection.cursor()) for _ in writes]
+            cursors = kept_cursors(connection, len(writes)) or [
+                stack.enter_context(connection.cursor()) for _ in writes
+            ]
             for cursor, statement in zip(cursors, statements, strict=True):
                 cursor.execute(*statement)
             rows = [cursor.fetchone() for cursor in cursors]

@@ -20,10 +20,10 @@ from django_saga import registry
 from django_saga.exceptions import SagaLimitReached
 from django_saga.limits import reached
 from django_saga.storage.base import Checkpoint, Claim, Creation
+from django_saga.storage.cursors import fetch
 from django_saga.storage.reading import take
 from django_saga.storage.writing import (
     creation_of,
-    fetch,
     sql_of,
     uuid_of,
 )

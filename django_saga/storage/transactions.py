@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from django.db import DatabaseError
+from django.db import DatabaseError, OperationalError
 from django.db.transaction import Atomic
 
 from django_saga.exceptions import (
@@ -57,15 +57,24 @@ def together(connection: BaseDatabaseWrapper) -> AbstractContextManager[object]:
 @contextmanager
 def _pipeline(connection: BaseDatabaseWrapper) -> Iterator[None]:
     """What PostgreSQL gets up to the end of a pipeline is one transaction: no BEGIN, no COMMIT."""
-    with connection.wrap_database_errors, connection.connection.pipeline():
-        try:
-            yield
-        except BaseException:
-            # Its end commits what was sent, unless the server knows of the error.
-            if connection.connection.info.pipeline_status.name == "ON":
-                with suppress(DatabaseError), connection.cursor() as cursor:
-                    cursor.execute("ROLLBACK")
+    is_at_its_end = False
+    try:
+        with connection.wrap_database_errors, connection.connection.pipeline():
+            try:
+                yield
+                is_at_its_end = True
+            except BaseException:
+                # Its end commits what was sent, unless the server knows of the error.
+                if connection.connection.info.pipeline_status.name == "ON":
+                    with suppress(DatabaseError), connection.cursor() as cursor:
+                        cursor.execute("ROLLBACK")
+                raise
+    except Exception as error:
+        if not is_at_its_end:
             raise
+        # Where the commit is refused, psycopg 3.3 is confused: its own errors come out, and the
+        # connection is of no use any more.
+        raise OperationalError(f"the end of a pipeline failed: {error!r}") from error
 
 
 def roll_back_after(block: Atomic, connection: BaseDatabaseWrapper) -> list[Atomic]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -35,12 +34,6 @@ def sql_of(connection: BaseDatabaseWrapper) -> Statements:
             f"django-saga does not know the database {connection.vendor!r}; "
             "it runs on PostgreSQL, SQLite and MariaDB."
         ) from None
-
-
-def fetch(connection: BaseDatabaseWrapper, sql: str, params: Sequence[Any]) -> Any:
-    with connection.cursor() as cursor:
-        cursor.execute(sql, params)
-        return cursor.fetchone()
 
 
 def statement_of(connection: BaseDatabaseWrapper, write: Checkpoint | Creation) -> Statement:
@@ -128,18 +121,19 @@ def save(connection: BaseDatabaseWrapper, sql: Statements, checkpoint: Checkpoin
     with connection.cursor() as cursor:
         if sql.dialect.returns_updates:
             cursor.execute(f"{update} RETURNING {ASKED}", params)
-            asked = cursor.fetchone()
         else:
             cursor.execute(update, params)
-            asked = fetch(connection, sql.asked, [id]) if cursor.rowcount else None
-    if asked is None:
-        return None
-    if checkpoint.record is not None:
-        statement = sql.record(*_kind_of(checkpoint))
-        record_id, created_at = fetch(connection, statement, (*_record_params(checkpoint), id))
-        at = to_utc(created_at)
-    if checkpoint.cause is not None:
-        with connection.cursor() as cursor:
+            if not cursor.rowcount:
+                return None
+            cursor.execute(sql.asked, [id])
+        asked = cursor.fetchone()
+        if asked is None:
+            return None
+        if checkpoint.record is not None:
+            cursor.execute(sql.record(*_kind_of(checkpoint)), (*_record_params(checkpoint), id))
+            record_id, created_at = cursor.fetchone()
+            at = to_utc(created_at)
+        if checkpoint.cause is not None:
             cursor.execute(sql.group, _cause_params(checkpoint.cause))
     return Saved(at, record_id, asked[0], bool(asked[1]))
 

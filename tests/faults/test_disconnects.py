@@ -99,6 +99,7 @@ EVERYDAY = [
     ("faults.hardly_undone", "arun"),
     ("faults.async", "transaction"),
 ]
+EACH = EVERYDAY[0]  # struck at every await, once at least, every day
 FULL = [
     (saga, way)
     for saga in (*CASES, *(one.saga.name for one in OURS))
@@ -347,9 +348,17 @@ def lasting_threads() -> set[threading.Thread]:
 Serve = Callable[[Point], "View | None"]
 
 
-def everywhere(serve: Serve, step: int, dice: random.Random) -> Iterator[tuple[Point, View]]:
-    """A view that met the fault, for each moment of each await, or so many of them."""
-    for moment in MOMENTS:
+def steps_of(saga: str, way: str, step: int) -> dict[str, int]:
+    """How many awaits to go on from one that is struck to the next, at each moment."""
+    steps = dict.fromkeys(MOMENTS, step)
+    return steps | {MOMENTS[0]: 1} if (saga, way) == EACH else steps
+
+
+def everywhere(
+    serve: Serve, steps: dict[str, int], dice: random.Random
+) -> Iterator[tuple[Point, View]]:
+    """A view that met the fault, for each await in such steps, at each moment."""
+    for moment, step in steps.items():
         for at in count(1 + dice.randrange(min(step, SURE)), step):
             assert at < MOST, "more awaits than that"
             view = serve((at, moment))
@@ -380,13 +389,13 @@ def test_a_client_that_goes_away_at_any_await_changes_nothing(
     figure: Callable[..., None],
 ) -> None:
     undisturbed = story(view(saga, way))
-    gone, step = 0, size("disconnect_every", everyday=15, full_run=1)
+    gone, steps = 0, steps_of(saga, way, size("disconnect_every", everyday=20, full_run=1))
 
     def serve(point: Point) -> View | None:
         one = view(saga, way)
         return one if one.serve(point) else None
 
-    for point, one in everywhere(serve, step, dice):
+    for point, one in everywhere(serve, steps, dice):
         assert not one.judge(undisturbed), point
         gone += 1
     figure("disconnects", points=gone, wrongs=0)
@@ -401,13 +410,13 @@ def test_a_server_that_ends_at_any_await_loses_and_doubles_nothing(
     dice: random.Random,
     figure: Callable[..., None],
 ) -> None:
-    ended, step = 0, size("end_every", everyday=15, full_run=1)
+    ended, steps = 0, steps_of(saga, way, size("end_every", everyday=20, full_run=1))
 
     def serve(point: Point) -> View | None:
         one = view(saga, way)
         return one if one.serve(point, all_tasks=True) else None
 
-    for point, one in everywhere(serve, step, dice):
+    for point, one in everywhere(serve, steps, dice):
         assert not one.judge(None), point
         ended += 1
     figure("disconnects", points_of_a_server_that_ends=ended, wrongs=0)
