@@ -1931,6 +1931,34 @@ def test_what_is_written_together_is_one_transaction(database: DjangoSagaStorage
         assert "COMMIT" in said[-1]
 
 
+def test_a_backend_that_makes_cursors_its_own_way_is_not_passed_by(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As one that sets the search path to a tenant's schema as a cursor is made."""
+    storage, made = DjangoSagaStorage("default"), list[object]()
+    claims = [leased(storage) for _ in range(3)]
+    wrapper = type(connections["default"])
+    cursor_of = wrapper._cursor  # type: ignore[attr-defined]
+
+    def cursor(self: Any, name: str | None = None) -> Any:
+        made.append(self)
+        return cursor_of(self, name)
+
+    monkeypatch.setattr(wrapper, "_cursor", cursor)
+    storage.checkpoint(next_checkpoint(claims[0]))
+    assert len(made) == 1
+    storage.write_together([next_checkpoint(claim) for claim in claims[1:]])
+    assert len(made) == 3
+
+
+def test_a_lost_connection_loses_its_cursors() -> None:
+    storage, connection = DjangoSagaStorage("default"), connections["default"]
+    claim = leased(storage)
+    connection.close()
+    storage.checkpoint(next_checkpoint(claim))
+    assert row(storage, claim.id).step == "P"
+
+
 def test_nothing_is_written_together_inside_a_callers_transaction(
     database: DjangoSagaStorage,
 ) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from django.db.backends.base.base import BaseDatabaseWrapper
+
 if TYPE_CHECKING:
-    from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.backends.utils import CursorWrapper
 
 
@@ -24,13 +25,12 @@ def kept_cursors(connection: BaseDatabaseWrapper, number: int) -> list[CursorWra
     """So many cursors that stay with their connection; none where each is to be a new one.
 
     A cursor of psycopg 3 finds out once how parameters are adapted; to make one for each statement
-    takes a tenth of all the CPU of a saga. Where Django logs statements, tools may have replaced
-    ``connection.cursor``, and are not passed by.
+    takes a tenth of all the CPU of a saga.
     """
     connection.close_if_health_check_failed()
     connection.ensure_connection()
     session = connection.connection
-    if connection.queries_logged or not hasattr(session, "pipeline"):
+    if not hasattr(session, "pipeline") or _is_somebody_elses(connection):
         return []
     connection.validate_thread_sharing()
     kept = vars(session).setdefault("django_saga_cursors", [])
@@ -38,3 +38,17 @@ def kept_cursors(connection: BaseDatabaseWrapper, number: int) -> list[CursorWra
         with connection.wrap_database_errors:
             kept += [connection.create_cursor() for _ in range(number - len(kept))]
     return [connection.make_cursor(cursor) for cursor in kept[:number]]
+
+
+def _is_somebody_elses(connection: BaseDatabaseWrapper) -> bool:
+    """Whether more than Django's own lies on the way to a cursor.
+
+    A backend may choose a tenant's schema there, and a tool may note the statements.
+    """
+    its = type(connection)
+    return (
+        connection.queries_logged
+        or "cursor" in vars(connection)
+        or its.cursor is not BaseDatabaseWrapper.cursor
+        or its._cursor is not BaseDatabaseWrapper._cursor  # type: ignore[attr-defined]
+    )
