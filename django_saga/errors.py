@@ -69,8 +69,8 @@ def secrets_of(run: Run, *contexts: str) -> set[str]:
 
     codec = getattr(run.definition, "codec", None)  # a saga that the code lost has none
     sensitive = codec.sensitive if codec else ()
-    stored = {run.claim.state.context, run.state.context, run.state.fallback_context or "{}"}
-    return {value for json in stored.union(contexts) for value in sensitive_values(json, sensitive)}
+    stored = {run.claim.state.context, run.state.context, run.state.fallback_context, *contexts}
+    return {value for json in stored if json for value in sensitive_values(json, sensitive)}
 
 
 def _storable(text: str, limit: int, *, keep_end: bool = False) -> str:

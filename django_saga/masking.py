@@ -43,7 +43,7 @@ def mask_json(stored: str, sensitive: Collection[str] = ()) -> str:
     if not sensitive and not _is_suspect(stored):
         return stored  # as most contexts are, of which a bit is written after each step
     try:
-        value = _parsed(stored)
+        value = _DECODER.decode(stored)
         secrets = set(_values(value, sensitive))
         return _ENCODER.encode(_masked(value, sensitive, secrets)).decode()
     except _NO_JSON:
@@ -52,8 +52,10 @@ def mask_json(stored: str, sensitive: Collection[str] = ()) -> str:
 
 def sensitive_values(stored: str, sensitive: Collection[str] = ()) -> set[str]:
     """The values of keys that are ``sensitive``, or look secret, in a context's JSON, as texts."""
+    if not sensitive and not _is_suspect(stored):
+        return set()
     try:
-        return set(_values(_parsed(stored), sensitive))
+        return set(_values(_DECODER.decode(stored), sensitive))
     except _NO_JSON:
         return set()
 
@@ -261,13 +263,12 @@ def _mask_card(match: re.Match[str]) -> str:
 # Contexts
 
 
-def _parsed(stored: str) -> Any:
-    # Decimals are written as they were read.
-    return json.loads(stored, parse_int=Decimal, parse_float=Decimal, parse_constant=_refuse)
-
-
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
+
+
+# Decimals are written as they were read.
+_DECODER = json.JSONDecoder(parse_int=Decimal, parse_float=Decimal, parse_constant=_refuse)
 
 
 def _masked(
