@@ -1951,6 +1951,22 @@ def test_a_backend_that_makes_cursors_its_own_way_is_not_passed_by(
     assert len(made) == 3
 
 
+def test_without_autocommit_nothing_is_begun(
+    database: DjangoSagaStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not on a connection that is still to be opened, either: it would never commit."""
+    connection, one = connections[database.alias], creation()
+    connection.close()
+    monkeypatch.setitem(connection.settings_dict, "AUTOCOMMIT", False)
+    for _ in range(2):
+        with pytest.raises(InsideTransaction):
+            database.write(one)
+        [refused, _] = database.write_together([one, creation()])
+        assert isinstance(refused, InsideTransaction)
+        connection.ensure_connection()
+    connection.close()
+
+
 def test_a_lost_connection_loses_its_cursors() -> None:
     storage, connection = DjangoSagaStorage("default"), connections["default"]
     claim = leased(storage)

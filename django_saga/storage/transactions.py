@@ -25,8 +25,10 @@ def refuse_transaction(connection: BaseDatabaseWrapper) -> None:
             is_testcase_s(block) or isinstance(block, Together)
             for block in connection.atomic_blocks
         )
+    elif connection.connection is None:
+        inside = not connection.settings_dict["AUTOCOMMIT"]  # as it will be
     else:
-        inside = connection.connection is not None and not connection.autocommit
+        inside = not connection.autocommit
     if inside:
         raise InsideTransaction(
             f"A saga cannot be driven inside an open transaction on {connection.alias!r}: its "
