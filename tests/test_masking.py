@@ -480,7 +480,8 @@ def test_an_error_that_cannot_be_told_is_told_to_be_one() -> None:
         def __len__(self) -> int:
             return 0
 
-    assert describe(Mean()).traceback == "(no traceback: telling it raised OSError)"
+    # From Python 3.13 on, its own traceback module says so.
+    assert "OSError" in describe(Mean()).traceback
     error = ValueError("no")
     error.__cause__ = Empty("the cause")
     assert "the cause" in describe(error).traceback
