@@ -1931,20 +1931,40 @@ def test_what_is_written_together_is_one_transaction(database: DjangoSagaStorage
         assert "COMMIT" in said[-1]
 
 
-def test_a_backend_that_makes_cursors_its_own_way_is_not_passed_by(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """As one that sets the search path to a tenant's schema as a cursor is made."""
-    storage, made = DjangoSagaStorage("default"), list[object]()
-    claims = [leased(storage) for _ in range(3)]
-    wrapper = type(connections["default"])
-    cursor_of = wrapper._cursor  # type: ignore[attr-defined]
+def test_cursors_stay_with_their_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage, connection = DjangoSagaStorage("default"), connections["default"]
+    claims = [leased(storage) for _ in range(9)]
+    connection.close()
+    made, create = list[object](), type(connection).create_cursor
 
-    def cursor(self: Any, name: str | None = None) -> Any:
+    def creating(self: Any, name: str | None = None) -> Any:
         made.append(self)
-        return cursor_of(self, name)
+        return create(self, name)
 
-    monkeypatch.setattr(wrapper, "_cursor", cursor)
+    monkeypatch.setattr(type(connection), "create_cursor", creating)
+    for number, of_these in ((1, claims[:1]), (1, claims[1:2]), (3, claims[2:5]), (4, claims[5:])):
+        storage.write_together([next_checkpoint(claim) for claim in of_these])
+        assert len(made) == number
+    connection.close()
+    storage.write(creation())
+    assert len(made) == 5
+
+
+@pytest.mark.parametrize("place", ["of the connection", "of its class", "within its class"])
+def test_who_makes_cursors_in_another_way_is_not_passed_by(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a tool that notes statements, or a backend that goes to a tenant's schema there."""
+    storage, connection = DjangoSagaStorage("default"), connections["default"]
+    claims, made = [leased(storage) for _ in range(3)], list[object]()
+    wrapper: Any = type(connection)
+    if place == "of the connection":
+        its = connection.cursor
+        monkeypatch.setitem(vars(connection), "cursor", lambda: made.append(1) or its())
+    else:
+        name = "cursor" if place == "of its class" else "_cursor"
+        its = getattr(wrapper, name)
+        monkeypatch.setattr(wrapper, name, lambda self: made.append(1) or its(self))
     storage.checkpoint(next_checkpoint(claims[0]))
     assert len(made) == 1
     storage.write_together([next_checkpoint(claim) for claim in claims[1:]])
