@@ -115,6 +115,11 @@ def _check_calls(where: str, step: StepType) -> None:
         method = inspect.getattr_static(step, action)
         if not inspect.isfunction(method):
             continue
+        if inspect.isgeneratorfunction(method) or inspect.isasyncgenfunction(method):
+            raise InvalidDefinition(
+                f"{where}: {action} of {step.__qualname__} contains a yield, so calling it runs "
+                "nothing of it; write it as def or async def without yield."
+            )
         try:
             inspect.signature(method).bind("self", "context")
         except TypeError:

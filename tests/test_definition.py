@@ -480,3 +480,17 @@ def test_an_action_that_does_not_take_the_context_is_refused() -> None:
 
     with pytest.raises(InvalidDefinition, match=r"act of .*Wrong must take self and the context"):
         Saga(steps=[Wrong])
+
+
+@pytest.mark.parametrize("action", ["act", "compensate"])
+def test_an_action_with_a_yield_is_refused_for_it_would_do_nothing(action: str) -> None:
+    def generator(self: Any, context: OrderContext) -> Any:
+        yield
+
+    async def async_generator(self: Any, context: OrderContext) -> Any:
+        yield
+
+    for method in (generator, async_generator):
+        wrong = type("Wrong", (Reserve,), {action: method})
+        with pytest.raises(InvalidDefinition, match=rf"steps\[0\]: {action} of Wrong .*yield"):
+            order_saga(wrong)
