@@ -45,9 +45,11 @@ class ContextCodec(Generic[ContextT]):
 
     def __init__(self, context_type: Any) -> None:
         self.context_type: type[ContextT] = context_type
-        if not dataclasses.is_dataclass(context_type):
+        # One that only inherits from a dataclass would lose its own fields without a word.
+        if "__dataclass_fields__" not in vars(context_type):
             raise InvalidDefinition(
-                f"The context {context_type!r} is not a dataclass; decorate it with @dataclass."
+                f"The context {context_type.__qualname__} is not a dataclass; "
+                "decorate it with @dataclass."
             )
         self._fields: list[str] = [field.name for field in dataclasses.fields(context_type)]
         try:

@@ -296,8 +296,18 @@ def test_a_class_that_is_no_dataclass_is_refused_with_what_to_do() -> None:
     class Plain(SagaContext):
         pass
 
-    with pytest.raises(InvalidDefinition, match=r"Plain.*@dataclass"):
+    with pytest.raises(InvalidDefinition, match=r"The context \S+Plain is not.*@dataclass"):
         ContextCodec(Plain)
+
+
+def test_a_class_that_only_inherits_from_a_dataclass_is_refused_too() -> None:
+    """Its own field would not be stored, and be missing after a crash."""
+
+    class Heir(Order):
+        gift: str = ""
+
+    with pytest.raises(InvalidDefinition, match=r"Heir is not a dataclass"):
+        ContextCodec(Heir)
 
 
 def test_a_class_with_a_field_that_never_could_be_stored_is_refused() -> None:
