@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from django_saga.context import ContextCodec, SagaContext
-from django_saga.exceptions import InvalidDefinition, UnknownSaga
+from django_saga.exceptions import Abort, InvalidDefinition, RetryLater, UnknownSaga
 from django_saga.machine import Plan, StepRules
 from django_saga.steps import Fallback, SagaStepHandler, StepType, context_type_of, rules_of
 
@@ -140,6 +140,12 @@ def _check_fallback(where: str, entry: Fallback) -> None:
     ):
         raise InvalidDefinition(
             f"{where}: failure_exceptions must be a tuple of exception types, not {errors!r}."
+        )
+    if never := [error.__name__ for error in errors if issubclass(error, (Abort, RetryLater))]:
+        raise InvalidDefinition(
+            f"{where}: failure_exceptions has {', '.join(never)}, which never leads to the "
+            "fallback: after Abort what is done is undone, after RetryLater the step is called "
+            "again. Let the step raise an error of its own."
         )
     breaker = entry.circuit_breaker
     if breaker is not None and not callable(getattr(breaker, "calling", None)):

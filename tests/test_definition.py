@@ -10,9 +10,11 @@ import pybreaker
 import pytest
 
 from django_saga import (
+    Abort,
     Fallback,
     InvalidDefinition,
     Retry,
+    RetryLater,
     Saga,
     SagaContext,
     SagaStepHandler,
@@ -207,6 +209,13 @@ def test_a_fallback_to_itself_is_refused() -> None:
 def test_failure_exceptions_that_are_no_tuple_of_exceptions_are_refused(errors: Any) -> None:
     entry = Fallback(step=Charge, fallback=Book, failure_exceptions=errors)
     with pytest.raises(InvalidDefinition, match=r"steps\[0\]: failure_exceptions must be a tuple"):
+        order_saga(entry)
+
+
+@pytest.mark.parametrize("error", [Abort, RetryLater, type("Declined", (Abort,), {})])
+def test_failure_exceptions_that_never_lead_to_the_fallback_are_refused(error: Any) -> None:
+    entry = Fallback(step=Charge, fallback=Book, failure_exceptions=(OSError, error))
+    with pytest.raises(InvalidDefinition, match=rf"steps\[0\].* {error.__name__}, which never"):
         order_saga(entry)
 
 
