@@ -58,7 +58,7 @@ def check_settings(
             found.append(Error(message, hint=hint, id="django_saga.E003"))
         if conf.BACKEND == "rq":
             found += _check_queues()
-    found += _check_links()
+    found += [*_check_authorize(), *_check_links()]
     if not settings.USE_TZ:
         hint = "Set USE_TZ = True; leases and waits are stored in UTC."
         found.append(Warning("USE_TZ is off.", hint=hint, id="django_saga.W001"))
@@ -77,6 +77,16 @@ def _check_queues() -> list[CheckMessage]:
         for saga in registry.all_sagas()
         if saga.queue is not None and saga.queue not in known
     ]
+
+
+def _check_authorize() -> list[CheckMessage]:
+    from django_saga.operations.asking import authorizer
+
+    try:
+        authorizer()
+    except SagaError as error:
+        return [Error(str(error), id="django_saga.E002")]
+    return []
 
 
 def _check_links() -> list[CheckMessage]:

@@ -176,6 +176,14 @@ def test_a_container_that_cannot_be_used_is_an_error(settings: Any, container: A
     assert only().id == "django_saga.E002"
 
 
+@pytest.mark.parametrize("hook", ["no.such.hook", "nothing", "os.sep", 5])
+def test_an_authorizer_that_cannot_be_called_is_an_error(settings: Any, hook: Any) -> None:
+    settings.DJANGO_SAGA = {"AUTHORIZE": hook}
+    message = only()
+    assert message.id == "django_saga.E002"
+    assert "'AUTHORIZE'" in message.msg
+
+
 def test_local_times_are_warned_of(settings: Any) -> None:
     settings.USE_TZ = False
     message = only()

@@ -95,7 +95,7 @@ def permit(user: Operator | None, permission: str) -> None:
 
 def authorize(user: Operator | None, verb: str, execution: SagaExecution) -> None:
     """Ask the project's own hook (``AUTHORIZE``) about this one execution."""
-    hook = _hook()
+    hook = authorizer()
     if user is not None and hook is not None and not hook(user, verb, execution):
         raise PermissionDenied(f"You may not {verb} this execution.")
 
@@ -128,12 +128,16 @@ def _source(asked: Asked) -> str:
     return storable(asked.get("source", "code"))
 
 
-def _hook() -> Callable[[Operator, str, SagaExecution], bool] | None:
+def authorizer() -> Callable[[Operator, str, SagaExecution], bool] | None:
+    """The project's own hook, if it has one; raises InvalidSettings where it cannot be called."""
     hook = conf.AUTHORIZE
     try:
-        return import_string(hook) if isinstance(hook, str) else hook  # type: ignore[no-any-return]
+        found = import_string(hook) if isinstance(hook, str) else hook
     except ImportError as error:
         raise InvalidSettings(f"DJANGO_SAGA['AUTHORIZE'] cannot be imported: {error}") from error
+    if found is not None and not callable(found):
+        raise InvalidSettings(f"DJANGO_SAGA['AUTHORIZE'] cannot be called: {found!r}")
+    return found  # type: ignore[no-any-return]
 
 
 def reason_of(asked: Asked) -> str:
