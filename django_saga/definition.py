@@ -37,7 +37,7 @@ class Definition:
             raise UnknownSaga(
                 f"{self.owner} no longer defines {', '.join(missing)}, which this execution's plan "
                 "names. Bring the step back in retired_steps, or name it in the aliases of the "
-                "step that replaced it; then retry."
+                "step that replaced it; then resume it forward, or retry to undo it."
             )
 
 

@@ -32,7 +32,7 @@ def find_saga(name: str) -> type[Saga[Any]]:
             return saga
     raise UnknownSaga(
         f"No saga named {name!r} is registered. Define it in an installed app's sagas.py, or give "
-        "the class that replaced it this name; then retry."
+        "the class that replaced it this name; then resume it forward, or retry to undo it."
     )
 
 

@@ -431,7 +431,7 @@ def test_a_subclass_that_inherits_its_steps_is_found_by_its_name() -> None:
 
 
 def test_an_unknown_name_is_told_with_what_to_do() -> None:
-    with pytest.raises(UnknownSaga, match=r"'orders\.Gone'.*sagas\.py.*retry"):
+    with pytest.raises(UnknownSaga, match=r"'orders\.Gone'.*sagas\.py.*resume.*retry"):
         registry.find_saga("orders.Gone")
 
 
