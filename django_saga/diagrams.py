@@ -88,7 +88,7 @@ def _notes(step: StepType) -> list[str]:
 
 
 def _stands_in_for(fallback: Fallback) -> str:
-    errors = [error.__name__ for error in fallback.failure_exceptions] or ["any error"]
+    errors = [error.__name__ for error in fallback.failure_exceptions] or ["any error but Abort"]
     if fallback.circuit_breaker is not None:
         errors.append("circuit open")
     return ", ".join(errors)
@@ -113,11 +113,9 @@ def _backward(definition: Definition, number: int) -> list[str]:
     for node, step in _nodes(definition, number):
         failed, unknown = "failed", "outcome unknown"
         if fallback is not None and step is fallback.step:
-            if not fallback.failure_exceptions:
-                continue  # whatever goes wrong with it leads to the fallback
-            failed = "any other error"
+            failed = "any other error" if fallback.failure_exceptions else "Abort"
         lines.append(f"    {node} -.->|{_quoted(failed)}| {_undone_before(number)}")
-        if not step.atomic:
+        if not step.atomic and failed != "Abort":  # else it is undone, and the fallback begins
             lines.append(f"    {node} -.->|{_quoted(unknown)}| u{number}")
     return lines
 

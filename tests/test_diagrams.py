@@ -93,7 +93,7 @@ def test_every_edge_joins_nodes_that_are_drawn(order: Definition) -> None:
     assert {end for a, _, b in edges(drawing) for end in (a, b)} == set(nodes(drawing))
 
 
-def test_a_fallback_for_any_error_leaves_its_step_no_other_way() -> None:
+def test_a_fallback_for_any_error_leaves_its_step_but_abort() -> None:
     calls = Calls()
     step, other = make_step("Card", calls), make_step("Wallet", calls)
     breaker = pybreaker.CircuitBreaker()
@@ -101,7 +101,8 @@ def test_a_fallback_for_any_error_leaves_its_step_no_other_way() -> None:
     found = edges(flowchart(define("Saga", [either]), "Pay"))
     assert {edge for edge in found if edge[0] == "s0"} == {
         ("s0", "", "completed"),
-        ("s0", "any error, circuit open", "f0"),
+        ("s0", "any error but Abort, circuit open", "f0"),
+        ("s0", "Abort", "failed"),
     }
 
 
