@@ -39,6 +39,7 @@ from tests.operated import (
     due_trip,
     failed_trip,
     guarded_trip,
+    halted_trip,
     lost_trip,
     pending_trip,
     stuck_trip,
@@ -158,6 +159,23 @@ def test_show_names_the_retry_of_a_failed_one() -> None:
     document = answer("show", failed.pk)
     assert [retry["id"] for retry in document["retries"]] == [new]
     assert document["execution"]["settled_at"] is not None
+
+
+def test_show_says_that_an_attempt_without_an_error_was_interrupted() -> None:
+    assert "\nError: act of Pack: interrupted\n" in said("show", halted_trip().pk)
+
+
+def test_without_a_subcommand_it_names_them_all() -> None:
+    why = usage()
+    assert re.search(r"list, show, groups.*doctor, retry.*mark-done.*pause, resume\. .*--help", why)
+
+
+def test_a_database_without_our_tables_is_told_with_what_to_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(SagaExecution._meta, "db_table", "django_saga_not_there")
+    with pytest.raises(CommandError, match=r"no tables of django-saga.* run: manage\.py migrate"):
+        call_command("sagas", "list")
 
 
 def test_show_of_an_unknown_id_fails() -> None:

@@ -17,7 +17,7 @@ STATUSES = ("attention", "all", "overdue", *SagaExecution.Status.values)
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the subcommands."""
-    commands = parser.add_subparsers(dest="subcommand", required=True, metavar="subcommand")
+    commands = parser.add_subparsers(dest="subcommand", metavar="subcommand")
 
     def add(name: str, help: str, *, reads: bool = True) -> ArgumentParser:
         command: ArgumentParser = commands.add_parser(name, help=help, description=help)

@@ -65,7 +65,9 @@ def _show(document: Document) -> Iterator[str]:
     yield f"Next: {plain(document['next'])}"
     for error in document["errors"]:
         where = f"{error['action']} of {error['step']}: " if error["step"] else ""
-        yield f"Error: {plain(where)}{plain(error['error_type'])}: {plain(error['error_message'])}"
+        what = f"{error['error_type']}: {error['error_message']}"
+        # An attempt that was lost with its process raised nothing.
+        yield f"Error: {plain(where)}{plain(what if error['error_type'] else 'interrupted')}"
     if row["failure_group"]:
         yield f"Group: {plain(row['failure_group'])}"
     yield f"Effects that stand, or may stand: {plain(', '.join(document['standing'])) or 'none'}"

@@ -11,16 +11,18 @@ from typing import Any
 
 from django.core.exceptions import PermissionDenied
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DatabaseError
+from django.db import DatabaseError, connections
 
 from django_saga import doctor
 from django_saga.console import acting, reading
-from django_saga.console.arguments import add_arguments
+from django_saga.console.arguments import add_arguments, dashed
 from django_saga.console.asking import USAGE
 from django_saga.console.telling import result_line, tell
 from django_saga.documents import Document
 from django_saga.exceptions import SagaError
 from django_saga.operations import VERBS
+from django_saga.storage import DjangoSagaStorage
+from django_saga.storage.translating import translated
 from django_saga.texts import told
 
 READERS = {
@@ -43,12 +45,16 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         add_arguments(parser)
 
-    def handle(self, *, subcommand: str, **options: Any) -> None:
+    def handle(self, *, subcommand: str | None, **options: Any) -> None:
+        if subcommand is None:
+            known = ", ".join([*READERS, *map(dashed, VERBS), "pause", "resume"])
+            why = f"Give a subcommand: {known}. What each does: manage.py sagas --help"
+            raise CommandError(why, returncode=USAGE)
         self.json = options["json"]
         # What handlers print that are driven here is no part of the document.
         quiet = redirect_stdout(sys.stderr) if self.json else nullcontext()
         try:
-            with quiet:
+            with quiet, translated(connections[DjangoSagaStorage().alias]):
                 document = self._answer(subcommand, options)
         except (SagaError, PermissionDenied, DatabaseError) as error:
             raise CommandError(told(error)) from error
