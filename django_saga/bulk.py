@@ -55,8 +55,9 @@ def _batches(
         try:
             encoded = saga.definition.codec.encode(context, limit=conf.CONTEXT_LIMIT)
         except InvalidContext as error:
-            before = f"Those before contexts[{first}] are" if first else "None is"
-            raise InvalidContext(f"contexts[{position}]: {error} {before} stored.") from error
+            before = f"Those before contexts[{first}] are" if first else "Nothing is"
+            why = str(error).rstrip(".")
+            raise InvalidContext(f"contexts[{position}]: {why}. {before} stored.") from error
         id = saga_id or new_id()
         key = limits.key_of(saga, context)
         if key is not None:

@@ -147,7 +147,8 @@ def test_an_invalid_context_is_named_and_nothing_of_its_thousand_stored(told: li
     contexts[1700] = Log(number=1700)
     assert Kept().enqueue_many(contexts, saga_ids=ids) == ids[1000:]
     assert told == ids
-    with pytest.raises(InvalidContext, match=r"^contexts\[1\]: Expected a Log, .* None is stored"):
+    why = r"^contexts\[1\]: Expected a Log, got NoneType\. Nothing is stored\.$"
+    with pytest.raises(InvalidContext, match=why):
         Kept().enqueue_many([Log(), None])  # type: ignore[list-item]
 
 
