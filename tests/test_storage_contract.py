@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sqlite3
 import threading
 import time
@@ -10,11 +11,13 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 from django.conf import settings
 from django.contrib.auth.models import Group
@@ -53,6 +56,7 @@ from django_saga.models import SagaExecution, new_id
 from django_saga.storage import DjangoSagaStorage, MemorySagaStorage, SagaStorage, reading
 from django_saga.storage.base import Checkpoint, Claim, Creation, Saved
 from django_saga.storage.sql import EXECUTIONS, RECORDS
+from tests.faults.strikes import striking
 from tests.steps import Calls, Log, make_step, raises
 from tests.tables import empty
 
@@ -1993,6 +1997,50 @@ def test_a_lost_connection_loses_its_cursors() -> None:
     connection.close()
     storage.checkpoint(next_checkpoint(claim))
     assert row(storage, claim.id).step == "P"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_what_strikes_in_a_pipeline_leaves_no_transaction_that_nobody_ends(
+    error: type[BaseException],
+) -> None:
+    """Whatever is written next, and said to be, is there for others as well."""
+    storage = DjangoSagaStorage("default")
+    claims: list[Claim] = []
+
+    def steps_of_them(_: int) -> list[str]:
+        return [row(storage, claim.id).step for claim in claims]
+
+    for at in count(1):
+        claims[:] = one, other, next_one = [leased(storage) for _ in range(3)]
+        came: list[Any] = []
+        with striking(at, error) as strike, suppress(error):
+            strike.home = f"{psycopg.__path__[0]}{os.sep}_pipeline"
+            came = storage.write_together([next_checkpoint(one), next_checkpoint(other)])
+        assert isinstance(storage.checkpoint(next_checkpoint(next_one)), Saved), strike.fired
+        [steps] = in_threads(steps_of_them, 1)
+        assert steps in (["A", "A", "P"], ["P", "P", "P"]), strike.fired
+        if not strike.fired:
+            break
+        if error is KeyboardInterrupt:
+            assert not came, f"nobody hears of it at {strike.fired}"
+        assert all(isinstance(outcome, StorageUnavailable) for outcome in came), strike.fired
+    assert at > 50
+
+
+def test_what_is_taken_back_is_taken_back_whatever_lies_on_the_way_to_a_cursor() -> None:
+    """As a budget of statements does, that refuses all that come after."""
+    storage, statements = DjangoSagaStorage("default"), count(1)
+    claims = [leased(storage) for _ in range(3)]
+
+    def budget(execute: Any, *about: Any) -> Any:
+        if next(statements) in (3, 4):
+            raise OperationalError("no more")
+        return execute(*about)
+
+    with connections["default"].execute_wrapper(budget):
+        outcomes = storage.write_together([next_checkpoint(claim) for claim in claims])
+    for claim, came in zip(claims, outcomes, strict=True):
+        assert isinstance(came, Saved) == (row(storage, claim.id).step == "P")
 
 
 def test_nothing_is_written_together_inside_a_callers_transaction(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 from django.db import DatabaseError, OperationalError
@@ -59,24 +60,38 @@ def together(connection: BaseDatabaseWrapper) -> AbstractContextManager[object]:
 @contextmanager
 def _pipeline(connection: BaseDatabaseWrapper) -> Iterator[None]:
     """What PostgreSQL gets up to the end of a pipeline is one transaction: no BEGIN, no COMMIT."""
-    is_at_its_end = False
+    session, before, is_at_its_end = connection.connection, sys.exception(), False
     try:
-        with connection.wrap_database_errors, connection.connection.pipeline():
+        with connection.wrap_database_errors, session.pipeline():
             try:
                 yield
                 is_at_its_end = True
             except BaseException:
-                # Its end commits what was sent, unless the server knows of the error.
-                if connection.connection.info.pipeline_status.name == "ON":
-                    with suppress(DatabaseError), connection.cursor() as cursor:
-                        cursor.execute("ROLLBACK")
+                # Its end would commit what was sent, unless the server knows of the error.
+                if session.info.pipeline_status.name != "ABORTED":
+                    session.pgconn.finish()
                 raise
-    except Exception as error:
+    except BaseException as error:
+        if is_at_its_end or session.closed or not isinstance(error, DatabaseError):
+            # It may have been left in the pipeline, or in a transaction that nothing ends any more.
+            session.pgconn.finish()  # a pool would take it back otherwise
+            connection.close()
         if not is_at_its_end:
             raise
+        if interruption := _interruption_in(error, before):
+            raise interruption from None
         # Where the commit is refused, psycopg 3.3 is confused: its own errors come out, and the
         # connection is of no use any more.
         raise OperationalError(f"the end of a pipeline failed: {error!r}") from error
+
+
+def _interruption_in(
+    error: BaseException | None, before: BaseException | None
+) -> BaseException | None:
+    """What struck, Ctrl-C for one, where psycopg's own error came out in its place."""
+    while isinstance(error, Exception) and error is not before:
+        error = error.__context__
+    return None if error is before else error
 
 
 def roll_back_after(block: Atomic, connection: BaseDatabaseWrapper) -> list[Atomic]:
