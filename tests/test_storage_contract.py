@@ -2043,6 +2043,32 @@ def test_what_is_taken_back_is_taken_back_whatever_lies_on_the_way_to_a_cursor()
         assert isinstance(came, Saved) == (row(storage, claim.id).step == "P")
 
 
+def test_threads_that_share_a_connection_get_each_what_it_asked_for() -> None:
+    storage, connection = DjangoSagaStorage("default"), connections["default"]
+    mine, others = leased(storage), leased(storage)
+    came: list[Any] = []
+
+    def meanwhile(_: int) -> None:
+        connections["default"] = connection
+        came.append(storage.checkpoint(next_checkpoint(others)))
+        del connections["default"]
+
+    def between(execute: Any, *about: Any) -> Any:
+        result = execute(*about)
+        if threading.current_thread() is threading.main_thread():
+            assert in_threads(meanwhile, 1) == [None]
+        return result
+
+    connection.inc_thread_sharing()
+    try:
+        with connection.execute_wrapper(between):
+            came.append(storage.checkpoint(next_checkpoint(mine)))
+    finally:
+        connection.dec_thread_sharing()
+    for claim, saved in zip((others, mine), came, strict=True):
+        assert [record.pk for record in storage.history(claim.id)] == [saved.record_id]
+
+
 def test_nothing_is_written_together_inside_a_callers_transaction(
     database: DjangoSagaStorage,
 ) -> None:

@@ -41,13 +41,15 @@ def kept_cursors(connection: BaseDatabaseWrapper, number: int) -> list[CursorWra
 
 
 def _is_somebody_elses(connection: BaseDatabaseWrapper) -> bool:
-    """Whether more than Django's own lies on the way to a cursor.
+    """Whether more than Django's own lies on the way to a cursor, or another thread on its own.
 
-    A backend may choose a tenant's schema there, and a tool may note the statements.
+    A backend may choose a tenant's schema there, and a tool may note the statements. Threads may
+    share a connection, but no cursor.
     """
     its = type(connection)
     return (
         connection.queries_logged
+        or connection.allow_thread_sharing
         or "cursor" in vars(connection)
         or its.cursor is not BaseDatabaseWrapper.cursor
         or its._cursor is not BaseDatabaseWrapper._cursor  # type: ignore[attr-defined]
