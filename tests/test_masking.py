@@ -684,7 +684,6 @@ def test_a_message_is_masked_before_it_is_cut() -> None:
 def test_what_is_not_suspect_holds_nothing_to_mask(text: str) -> None:
     if not _is_suspect(text):
         assert mask_text(text) == text
-        assert not looks_secret(text)
 
 
 @pytest.mark.parametrize("kind", PLANTED)
