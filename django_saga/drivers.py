@@ -196,9 +196,11 @@ class AsyncDriver:
     async def _written(self, ask: Write) -> Any:
         if not ask.storage.blocking:
             return ask.storage.write(ask.what)
-        written = turn_of(ask.storage, _in_thread).wait(ask.what)
+        turn = turn_of(ask.storage, _in_thread)
+        written = turn.add(ask.what)
         try:
-            await self._outlast(written)
+            while not written.done():
+                await self._outlast(turn.task())
         except BaseException:
             if self._run is not None and not written.done():
                 self._run.abandoned = True

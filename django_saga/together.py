@@ -29,36 +29,47 @@ class Turn:
     def __init__(self, key: Key, storage: SagaStorage, in_thread: InThread) -> None:
         self._key, self._storage, self._in_thread = key, storage, in_thread
         self._waiting: list[tuple[Checkpoint | Creation, asyncio.Future[Any]]] = []
-        self._task: asyncio.Task[None] | None = None  # or it might be collected while it runs
+        self._task: asyncio.Task[None] | None = None
 
-    def wait(self, write: Checkpoint | Creation) -> asyncio.Future[Any]:
-        """Have it written with all others that wait; what came of it."""
+    def add(self, write: Checkpoint | Creation) -> asyncio.Future[Any]:
+        """What will have come of it; whoever waits for that waits for the :meth:`task`, again and
+        again."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((write, future))
-        if self._task is None:
-            self._go_on()
         return future
 
-    def _go_on(self, ended: asyncio.Task[None] | None = None) -> None:
-        if not self._waiting:
-            del _turns[self._key]
-            return
-        self._task = asyncio.ensure_future(self._write_all())
-        self._task.add_done_callback(self._go_on)  # cancelled before it began, another does it
+    def task(self) -> asyncio.Task[None]:
+        """That which writes a batch now. Those who wait begin it, so that none waits in vain where
+        something struck the one before: Ctrl-C, or the end of the loop."""
+        if self._task is None or self._task.done():
+            self._task = asyncio.ensure_future(self._write())
+        return self._task
 
-    async def _write_all(self) -> None:
-        waiting, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
-        writes = [write for write, _ in waiting]
+    async def _write(self) -> None:
+        batch: list[tuple[Checkpoint | Creation, asyncio.Future[Any]]] = []
         try:
+            batch, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
+            writes = [write for write, _ in batch]
             outcomes = await self._in_thread(partial(self._storage.write_together, writes))
-            written = list(zip(waiting, outcomes, strict=True))
+            for (_, future), outcome in zip(batch, outcomes, strict=True):
+                _settle(future, outcome)
         except BaseException as error:  # what strikes the thread strikes all that it was doing
-            written = [(entry, error) for entry in waiting]
-        for (_, future), outcome in written:
-            if isinstance(outcome, BaseException):
-                future.set_exception(outcome)
-            else:
-                future.set_result(outcome)
+            if not batch:
+                raise
+            for _, future in batch:
+                _settle(future, error)
+        finally:
+            if not self._waiting:
+                _turns.pop(self._key, None)
+
+
+def _settle(future: asyncio.Future[Any], outcome: Any) -> None:
+    if future.done():
+        return
+    if isinstance(outcome, BaseException):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
 
 
 def turn_of(storage: SagaStorage, in_thread: InThread) -> Turn:

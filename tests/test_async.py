@@ -339,14 +339,14 @@ def test_a_turn_whose_task_is_cancelled_before_it_begins_is_taken_by_another() -
 
     async def view() -> Any:
         turn = turn_of(storage, in_thread)
-        came = turn.wait(Creation(id=uuid.uuid4(), saga="tests.async", state=state))
+        came = turn.add(Creation(id=uuid.uuid4(), saga="tests.async", state=state))
         assert turn_of(storage, in_thread) is turn
-        (task,) = asyncio.all_tasks() - {asyncio.current_task()}
-        task.cancel()
+        turn.task().cancel()
         async with asyncio.timeout(60):
-            while turn_of(storage, in_thread) is turn:  # until nothing waits there any more
-                await asyncio.sleep(0)
-            return await came
+            while not came.done():
+                await asyncio.wait((turn.task(),))
+        assert turn_of(storage, in_thread) is not turn
+        return came.result()
 
     assert asyncio.run(view()).token == 1
 
@@ -358,7 +358,9 @@ def test_what_a_closed_loop_left_waiting_is_forgotten() -> None:
         await asyncio.Event().wait()
 
     async def begin() -> None:
-        turn_of(storage, never).wait(Creation(id=uuid.uuid4(), saga="a", state=state))
+        turn = turn_of(storage, never)
+        turn.add(Creation(id=uuid.uuid4(), saga="a", state=state))
+        turn.task()
 
     state = machine.start((("A",),), "{}")
     loop = asyncio.new_event_loop()
