@@ -37,7 +37,7 @@ from django_saga.flow import (
     Write,
 )
 from django_saga.texts import traced
-from django_saga.together import turn_of
+from django_saga.together import Turn, turn_of
 
 logger = logging.getLogger("django_saga.drivers")
 
@@ -196,11 +196,13 @@ class AsyncDriver:
     async def _written(self, ask: Write) -> Any:
         if not ask.storage.blocking:
             return ask.storage.write(ask.what)
-        turn = turn_of(ask.storage, _in_thread)
-        written = turn.add(ask.what)
+        turn = turn_of(ask.storage)
+        if turn is None:
+            with Turn(ask.storage, AsyncDriver()._finished):
+                return await self._finished(partial(ask.storage.write, ask.what))
+        written = turn.wait(ask.what)
         try:
-            while not written.done():
-                await self._outlast(turn.task())
+            await self._outlast(written)
         except BaseException:
             if self._run is not None and not written.done():
                 self._run.abandoned = True
@@ -260,11 +262,6 @@ class AsyncDriver:
             await asyncio.wait((self._pause,))
         finally:
             self._pause = None
-
-
-async def _in_thread(function: Callable[[], T]) -> T:
-    """For what several flows wait for: none of them stops where this is cancelled."""
-    return await AsyncDriver()._finished(function)
 
 
 def _payload(ask: Announce) -> dict[str, Any]:

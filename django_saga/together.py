@@ -24,64 +24,51 @@ InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 
 class Turn:
-    """What waits to be written to one storage, in one thread, and goes there batch by batch."""
+    """The right to use the thread for writes to one storage; others wait until it goes on."""
 
-    def __init__(self, key: Key, storage: SagaStorage, in_thread: InThread) -> None:
-        self._key, self._storage, self._in_thread = key, storage, in_thread
+    def __init__(self, storage: SagaStorage, in_thread: InThread) -> None:
+        self._storage, self._in_thread = storage, in_thread
         self._waiting: list[tuple[Checkpoint | Creation, asyncio.Future[Any]]] = []
-        self._task: asyncio.Task[None] | None = None
+        self._key = _key(storage)
+        self._task: asyncio.Task[None] | None = None  # or it might be collected while it runs
 
-    def add(self, write: Checkpoint | Creation) -> asyncio.Future[Any]:
-        """What will have come of it; whoever waits for that waits for the :meth:`task`, again and
-        again."""
+    def __enter__(self) -> None:
+        _turns[self._key] = self
+
+    def __exit__(self, *about: object) -> None:
+        self._go_on()
+
+    def wait(self, write: Checkpoint | Creation) -> asyncio.Future[Any]:
+        """Have it written with all others that wait; what came of it."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((write, future))
         return future
 
-    def task(self) -> asyncio.Task[None]:
-        """That which writes a batch now. Those who wait begin it, so that none waits in vain where
-        something struck the one before: Ctrl-C, or the end of the loop."""
-        if self._task is None or self._task.done():
-            self._task = asyncio.ensure_future(self._write())
-        return self._task
+    def _go_on(self, ended: asyncio.Task[None] | None = None) -> None:
+        if not self._waiting:
+            del _turns[self._key]
+            return
+        self._task = asyncio.ensure_future(self._write_all())
+        self._task.add_done_callback(self._go_on)  # cancelled before it began, another does it
 
-    async def _write(self) -> None:
-        batch: list[tuple[Checkpoint | Creation, asyncio.Future[Any]]] = []
+    async def _write_all(self) -> None:
+        waiting, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
         try:
-            batch, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
-            writes = [write for write, _ in batch]
+            writes = [write for write, _ in waiting]
             outcomes = await self._in_thread(partial(self._storage.write_together, writes))
-            for (_, future), outcome in zip(batch, outcomes, strict=True):
-                _settle(future, outcome)
+            written = list(zip(waiting, outcomes, strict=True))
         except BaseException as error:  # what strikes the thread strikes all that it was doing
-            if not batch:
-                raise
-            for _, future in batch:
-                _settle(future, error)
-        finally:
-            if not self._waiting:
-                _turns.pop(self._key, None)
+            written = [(entry, error) for entry in waiting]
+        for (_, future), outcome in written:
+            if isinstance(outcome, BaseException):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
 
 
-def _settle(future: asyncio.Future[Any], outcome: Any) -> None:
-    if future.done():
-        return
-    if isinstance(outcome, BaseException):
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)
-
-
-def turn_of(storage: SagaStorage, in_thread: InThread) -> Turn:
-    """The turn of the thread that the running task's sync code runs in."""
-    key = _key(storage)
-    turn = _turns.get(key)
-    if turn is None:
-        for other in list(_turns):
-            if other[0].is_closed():  # what was under way there never ends
-                _turns.pop(other, None)
-        turn = _turns[key] = Turn(key, storage, in_thread)
-    return turn
+def turn_of(storage: SagaStorage) -> Turn | None:
+    """Who writes to the storage now, in the thread that the running task's sync code runs in."""
+    return _turns.get(_key(storage))
 
 
 Key = tuple[asyncio.AbstractEventLoop, object, object, str, "SagaStorage"]

@@ -9,7 +9,6 @@ import re
 import threading
 import time
 import uuid
-import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -38,7 +37,7 @@ from django_saga import (
 from django_saga.models import SagaExecution
 from django_saga.storage import DjangoSagaStorage, MemorySagaStorage, SagaStorage
 from django_saga.storage.base import Creation
-from django_saga.together import turn_of
+from django_saga.together import Turn, turn_of
 from tests.steps import Calls, Log, make_step, raises
 
 pytestmark = pytest.mark.usefixtures("committing_databases")
@@ -228,8 +227,8 @@ def test_sagas_in_a_loop_write_together(calls: Calls, database: str) -> None:
 
     executions = async_to_sync(view)()
     assert [execution.status for execution in executions] == ["COMPLETED"] * 20
-    assert sum(storage.sizes) == 80
-    assert len(storage.sizes) < 80
+    assert sum(storage.sizes) < 80, "who comes first writes alone"
+    assert max(storage.sizes) > 1
     for execution in executions:
         assert [r.step for r in storage.history(execution.id)] == ["S0", "S1", "S2"]
         stored = SagaExecution.objects.using(database).get(pk=execution.id)
@@ -338,39 +337,19 @@ def test_a_turn_whose_task_is_cancelled_before_it_begins_is_taken_by_another() -
         return function()
 
     async def view() -> Any:
-        turn = turn_of(storage, in_thread)
-        came = turn.add(Creation(id=uuid.uuid4(), saga="tests.async", state=state))
-        assert turn_of(storage, in_thread) is turn
-        turn.task().cancel()
+        turn = Turn(storage, in_thread)
+        with turn:
+            assert turn_of(storage) is turn
+            came = turn.wait(Creation(id=uuid.uuid4(), saga="tests.async", state=state))
+        (task,) = asyncio.all_tasks() - {asyncio.current_task()}
+        task.cancel()
+        claim = await asyncio.wait_for(came, 60)
         async with asyncio.timeout(60):
-            while not came.done():
-                await asyncio.wait((turn.task(),))
-        assert turn_of(storage, in_thread) is not turn
-        return came.result()
+            while turn_of(storage) is not None:
+                await asyncio.sleep(0)
+        return claim
 
     assert asyncio.run(view()).token == 1
-
-
-def test_what_a_closed_loop_left_waiting_is_forgotten() -> None:
-    storage = MemorySagaStorage()
-
-    async def never(function: Any) -> Any:
-        await asyncio.Event().wait()
-
-    async def begin() -> None:
-        turn = turn_of(storage, never)
-        turn.add(Creation(id=uuid.uuid4(), saga="a", state=state))
-        turn.task()
-
-    state = machine.start((("A",),), "{}")
-    loop = asyncio.new_event_loop()
-    loop.run_until_complete(begin())
-    left = weakref.ref(loop)
-    loop.close()
-    del loop
-    asyncio.run(begin())
-    gc.collect()
-    assert left() is None
 
 
 def test_sync_and_async_code_nest_without_deadlock(storage: SagaStorage, calls: Calls) -> None:
