@@ -107,10 +107,10 @@ def _waiting(
             time.sleep(0.01)
         yield processes
     finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.wait()
+        while any(process.poll() is None for process in processes):
+            for process in processes:
+                process.terminate()  # again: a worker that just goes to wait for a job misses one
+            time.sleep(0.1)
 
 
 def _error_of_one(queue: Any) -> str:
