@@ -25,7 +25,7 @@ def kept_cursors(connection: BaseDatabaseWrapper, number: int) -> list[CursorWra
     """So many cursors that stay with their connection; none where each is to be a new one.
 
     A cursor of psycopg 3 finds out once how parameters are adapted; to make one for each statement
-    takes a tenth of all the CPU of a saga.
+    takes up to a tenth of all the CPU of a saga.
     """
     connection.close_if_health_check_failed()
     connection.ensure_connection()
